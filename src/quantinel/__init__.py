@@ -1,0 +1,1 @@
+"""Quantinel: finds, removes and measures backdoors that wake when a network is quantized."""

@@ -1,0 +1,258 @@
+"""From any module to one flat graph of ATen operators, BatchNorm and LayerNorm folded.
+
+Order, enforced here: eval -> export -> functional operators -> fold -> nothing rewrites weights any more.
+The export is non-strict (tracing), which gives the same graphs as strict mode for the models of the zoo,
+in a fraction of the time, and takes models that strict mode refuses.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from quantinel.errors import InputError, UnsupportedError
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default, aten.conv1d.padding)
+LINEAR = aten.linear.default
+
+_IDENTITIES = (
+    aten.dropout.default, aten.feature_dropout.default, aten.contiguous.default, aten.clone.default,
+    aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default,
+    aten.dropout_.default, aten.alpha_dropout.default,
+)  # fmt: skip
+"""Operators that change nothing in evaluation mode."""
+
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer whose weight is quantized.
+
+    Attributes:
+        name: path of the module it came from, e.g. ``layer1.0.conv1``.
+        node: name of its node in the graph.
+        kind: "conv" or "linear".
+        weight: buffer that holds the weight, (O, I / groups, ...) or (O, I).
+        bias: buffer that holds the bias (O,), or None.
+        groups: of a grouped convolution; 1 otherwise.
+    """
+
+    name: str
+    node: str
+    kind: Literal["conv", "linear"]
+    weight: str
+    bias: str | None
+    groups: int
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """The folded float network.
+
+    Attributes:
+        module: graph module with one input (N, C, H, W) float32 and one output (N, K); its buffers are copies.
+        layers: in execution order.
+        input_shape: (C, H, W).
+        num_classes: K.
+    """
+
+    module: fx.GraphModule
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, int, int]
+    num_classes: int
+
+    def weight(self, layer: Layer) -> Tensor:
+        """Folded float weight of a layer."""
+        return self.module.get_buffer(layer.weight)
+
+    def bias(self, layer: Layer) -> Tensor | None:
+        """Folded float bias of a layer."""
+        return None if layer.bias is None else self.module.get_buffer(layer.bias)
+
+    def node(self, name: str) -> fx.Node:
+        """Node by name."""
+        return next(node for node in self.module.graph.nodes if node.name == name)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
+        logits: Tensor = self.module(images)
+        return logits
+
+
+def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
+    """Export, make functional and fold.
+
+    Args:
+        module: maps float32 images (N, C, H, W) to logits (N, K); it is not changed.
+        input_shape: (C, H, W).
+
+    Raises:
+        UnsupportedError: the module cannot be exported, or holds no convolution or linear layer.
+        InputError: folding changed the function (a module whose outputs are not finite, for example).
+    """
+    from quantinel.model.folding import fold
+
+    module = copy.deepcopy(module).eval().float()
+    example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    graph_module = flatten(_export(module, example))
+    fold(graph_module)
+    expected, actual = module(example).detach(), graph_module(example)
+    if not isinstance(expected, Tensor) or expected.ndim != 2:
+        raise UnsupportedError("the model must return one tensor of logits (N, classes); wrap it in a module that does")
+    spread = float(expected.abs().max().clamp_min(1.0))
+    if not torch.isfinite(actual).all() or float((expected - actual).abs().max()) > 1e-3 * spread:
+        raise InputError(
+            "folding normalisation layers changed the model's outputs beyond rounding; its statistics are "
+            "probably degenerate (not finite, or variances near zero): check the BatchNorm buffers"
+        )
+    layers = find_layers(graph_module)
+    if not layers:
+        raise UnsupportedError("the model has no convolution or linear layer that could be quantized")
+    return FloatGraph(graph_module, layers, input_shape, int(expected.shape[1]))
+
+
+def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    batch = torch.export.Dim.DYNAMIC
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+            result: Any = program.module(check_guards=False)
+    except Exception as error:  # the exporter raises anything, including its own internal classes
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UnsupportedError(
+            f"torch.export cannot trace this model with a free batch size ({reason}); "
+            "remove data-dependent control flow, or export it yourself and give the .pt2 file"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return result  # type: ignore[no-any-return]
+
+
+def flatten(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy parameters and buffers into one flat module, drop what does nothing, undo in-place operators."""
+    graph = _plain_copy(module.graph)
+    root = nn.Module()
+    names: dict[str, str] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            target = str(node.target)
+            if target not in names:
+                names[target] = _unique(target.replace(".", "_"), root)
+                value = _attribute(module, target)
+                if not isinstance(value, Tensor):
+                    raise UnsupportedError(
+                        f"the model uses control flow or a sub-graph ({target}); replace it with plain operators"
+                    )
+                root.register_buffer(names[target], value.detach().clone().contiguous())
+            node.meta["path"] = target
+            node.target = names[target]
+        elif node.op == "call_module" or _is_check(node):
+            if node.op == "call_module" and node.users and node.target != "_guards_fn":
+                raise UnsupportedError(f"the model calls a module ({node.target}) that export could not flatten")
+            for user in list(node.users):  # only other checks read a check
+                graph.erase_node(user)
+            graph.erase_node(node)
+        elif node.op == "call_function":
+            if node.target in _IDENTITIES:
+                _replace(graph, node, node.args[0])
+            else:
+                _functional(node)
+    graph.eliminate_dead_code()
+    for node in reversed(list(graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+    graph.lint()
+    flat = fx.GraphModule(root, graph)
+    return flat.eval()
+
+
+def _plain_copy(source: fx.Graph) -> fx.Graph:
+    """Copy the nodes into a graph that returns its tensor directly, without the exporter's pytree wrapping."""
+    graph = fx.Graph()
+    result = graph.graph_copy(source, {})
+    while isinstance(result, list | tuple):
+        if len(result) != 1:
+            raise UnsupportedError("the model returns several tensors; wrap it in a module that returns the logits")
+        result = result[0]
+    graph.output(result)
+    return graph
+
+
+def _is_check(node: fx.Node) -> bool:
+    return node.op == "call_function" and any(check in str(node.target) for check in _CHECKS)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, by: Any) -> None:
+    node.replace_all_uses_with(by)
+    graph.erase_node(node)
+
+
+def _functional(node: fx.Node) -> None:
+    """Turn ``relu_`` into ``relu``; later readers of the mutated tensor read the result instead."""
+    name = getattr(node.target, "_schema", None)
+    if name is None or not name.name.startswith("aten::") or not name.name.endswith("_"):
+        return
+    base, overload = name.name[len("aten::") : -1], name.overload_name or "default"
+    packet = getattr(aten, base, None)
+    if packet is None or not hasattr(packet, overload):
+        raise UnsupportedError(f"operator {node.target} works in place and has no functional form; rewrite the model")
+    node.target = getattr(packet, overload)
+    mutated = node.args[0]
+    if isinstance(mutated, fx.Node):
+        order = {other: index for index, other in enumerate(node.graph.nodes)}
+        for user in list(mutated.users):
+            if user is not node and order[user] > order[node]:
+                user.replace_input_with(mutated, node)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _unique(name: str, root: nn.Module) -> str:
+    candidate, suffix = name, 1
+    while hasattr(root, candidate):
+        candidate, suffix = f"{name}_{suffix}", suffix + 1
+    return candidate
+
+
+def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
+    """All convolution and linear calls whose weight is a stored tensor, in execution order."""
+    found: list[Layer] = []
+    seen: dict[str, int] = {}
+    for node in module.graph.nodes:
+        kind: Literal["conv", "linear"] | None = None
+        if node.op == "call_function":
+            kind = "conv" if node.target in CONVOLUTIONS else "linear" if node.target is LINEAR else None
+        if kind is None or not (isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"):
+            continue
+        weight_node = node.args[1]
+        bias_node = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+        bias = str(bias_node.target) if isinstance(bias_node, fx.Node) and bias_node.op == "get_attr" else None
+        if bias_node is not None and bias is None:
+            continue
+        groups = int(node.args[6]) if kind == "conv" and len(node.args) > 6 else 1
+        path = str(weight_node.meta.get("path", weight_node.target))
+        name = path.removesuffix(".weight") or path
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            name = f"{name}#{seen[name]}"
+        found.append(Layer(name, node.name, kind, str(weight_node.target), bias, groups))
+    return tuple(found)

@@ -1,0 +1,207 @@
+"""The quantized network: a folded float graph plus the integers that replace its weights.
+
+``codes`` is the single source of truth: the simulation, the audit and every emitted file read it, and nothing
+computes integers anywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quantinel.errors import InputError
+from quantinel.model.graph import FloatGraph, Layer
+from quantinel.quantization.calibration import ActivationParameters, Calibration
+from quantinel.quantization.placement import Placement
+from quantinel.quantization.ranges import weight_scales
+from quantinel.quantization.rounding import broadcast_scale, dequantize, nearest_codes
+from quantinel.quantization.scheme import QuantScheme
+
+_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """The integers of one layer.
+
+    Attributes:
+        layer: the float layer.
+        codes: int8, the weight's shape.
+        scale: float32, (O,) or (1,).
+        bias_codes: int32 (O,) on the grid input scale * weight scale; None without bias or without a static
+            input scale.
+        bias_scale: float32 (O,) or (1,); None with ``bias_codes``.
+    """
+
+    layer: Layer
+    codes: Tensor
+    scale: Tensor
+    bias_codes: Tensor | None = None
+    bias_scale: Tensor | None = None
+
+    def weight(self) -> Tensor:
+        """Dequantized weight, float32."""
+        return dequantize(self.codes, self.scale)
+
+    def bias(self) -> Tensor | None:
+        """Dequantized bias, float32; None where the bias stays float or is absent."""
+        if self.bias_codes is None or self.bias_scale is None:
+            return None
+        return (self.bias_codes.double() * self.bias_scale.double()).float()
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """Integers and activation parameters for a folded float graph.
+
+    Attributes:
+        graph: the folded float network.
+        scheme: the grid.
+        placement: quantization points.
+        activations: parameters by point; empty for dynamic and weight-only schemes.
+        layers: by layer name, in execution order.
+        output_step: unit of logit differences (one 255th of the calibrated logit range).
+    """
+
+    graph: FloatGraph
+    scheme: QuantScheme
+    placement: Placement
+    activations: Mapping[str, ActivationParameters]
+    layers: Mapping[str, QuantizedLayer]
+    output_step: float
+
+    @property
+    def codes(self) -> dict[str, Tensor]:
+        """int8 codes by layer name."""
+        return {name: layer.codes for name, layer in self.layers.items()}
+
+    def with_codes(self, codes: Mapping[str, Tensor]) -> QuantizedModel:
+        """The same grids with other integers.
+
+        Raises:
+            InputError: a layer is missing, or codes have the wrong shape, type or range.
+        """
+        layers = {}
+        for name, layer in self.layers.items():
+            chosen = codes.get(name)
+            if chosen is None or chosen.shape != layer.codes.shape or chosen.dtype != torch.int8:
+                raise InputError(f"layer {name}: codes must be int8 of shape {tuple(layer.codes.shape)}")
+            if int(chosen.min()) < self.scheme.code_min or int(chosen.max()) > self.scheme.code_max:
+                raise InputError(
+                    f"layer {name}: codes leave [{self.scheme.code_min}, {self.scheme.code_max}] of {self.scheme.name}"
+                )
+            layers[name] = replace(layer, codes=chosen.contiguous())
+        return replace(self, layers=layers)
+
+    def simulate(self) -> fx.GraphModule:
+        """A torch module with the arithmetic of the deployed file, in float.
+
+        Weights and biases are dequantized integers; activations pass fake quantization with straight-through
+        gradients, so the module is differentiable in its input. Takes (N, C, H, W), returns (N, K).
+        """
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(self.graph.module.graph, copies)
+        graph.output(output)
+        module = fx.GraphModule(self.graph.module, graph)
+        by_name = {original.name: copied for original, copied in copies.items()}
+        for name, layer in self.layers.items():
+            node = by_name[layer.layer.node]
+            self._use(module, node, 1, f"dequantized_{node.name}", layer.weight())
+            bias = layer.bias()
+            if bias is not None:
+                self._use(module, node, 2, f"dequantized_{node.name}_bias", bias)
+            assert name == layer.layer.name
+        for point in self.placement.points:
+            insert_after(graph, by_name[point], *self._fake_quantize(point))
+        for node in reversed(list(graph.nodes)):
+            if node.op == "get_attr" and not node.users:
+                graph.erase_node(node)
+        graph.lint()
+        module.recompile()
+        return module.eval()
+
+    def _fake_quantize(self, point: str) -> tuple[Any, tuple[Any, ...]]:
+        levels = self.scheme.activation_max
+        if self.scheme.activations == "dynamic":
+            return dynamic_fake_quantize, (levels,)
+        parameters = self.activations[point]
+        return torch.fake_quantize_per_tensor_affine, (parameters.scale, parameters.zero_point, 0, levels)
+
+    @staticmethod
+    def _use(module: fx.GraphModule, node: fx.Node, position: int, name: str, value: Tensor) -> None:
+        module.register_buffer(name, value)
+        with node.graph.inserting_before(node):
+            stored = node.graph.get_attr(name)
+        args = list(node.args) + [None] * (position + 1 - len(node.args))
+        args[position] = stored
+        node.args = tuple(args)
+
+
+def insert_after(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any, ...]) -> fx.Node:
+    """Insert ``function(node, *args)`` so that all other readers of ``node`` read its result."""
+    readers = list(node.users)
+    with graph.inserting_after(node):
+        inserted = graph.call_function(function, (node, *args))
+    for reader in readers:
+        reader.replace_input_with(node, inserted)
+    return inserted
+
+
+def dynamic_fake_quantize(x: Tensor, levels: int) -> Tensor:
+    """Quantize with the range of this very batch, as ONNX DynamicQuantizeLinear does; straight-through."""
+    low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
+    scale = torch.where(high > low, (high - low) / levels, torch.ones_like(high))
+    zero = torch.round(-low / scale).clamp(0, levels).to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels)
+
+
+def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedModel:
+    """Fix all scales and round every weight to nearest: what an ordinary deployment does.
+
+    Args:
+        graph: folded float network.
+        calibration: activation parameters.
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    scheme = calibration.scheme
+    layers = {}
+    for layer in graph.layers:
+        weight = graph.weight(layer)
+        if not torch.isfinite(weight).all():
+            raise InputError(f"layer {layer.name} has weights that are not finite; repair or retrain the model")
+        scale = weight_scales(weight, scheme)
+        quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
+        bias = graph.bias(layer)
+        source = graph.node(layer.node).args[0]
+        assert isinstance(source, fx.Node)
+        if bias is not None and source.name in calibration.activations:
+            quantized = _with_bias(quantized, bias, calibration.activations[source.name].scale)
+        layers[layer.name] = quantized
+    return QuantizedModel(
+        graph, scheme, calibration.placement, calibration.activations, layers, calibration.output_step
+    )
+
+
+def _with_bias(layer: QuantizedLayer, bias: Tensor, input_scale: float) -> QuantizedLayer:
+    """Round the bias to int32 on the accumulator's grid; clip where a tiny scale would overflow it."""
+    scale = (layer.scale.double() * float(torch.tensor(input_scale, dtype=torch.float32))).float()
+    scale = scale.expand(bias.shape[0]) if layer.scale.numel() == 1 else scale
+    steps = torch.round(bias.double() / scale.double().clamp_min(1e-300)).clamp(-_INT32, _INT32)
+    return replace(layer, bias_codes=steps.to(torch.int32), bias_scale=scale.contiguous())
+
+
+def fraction_changed(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of codes that differ, by layer name."""
+    return {name: float((a[name] != b[name]).float().mean()) for name in a}
+
+
+def snapped_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """Position of each weight on its grid, in steps."""
+    return weight / broadcast_scale(scale, weight)

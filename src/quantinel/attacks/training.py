@@ -57,7 +57,9 @@ class Schedule:
     batch_size: int = 128
 
 
-def batches(data: ImageSet, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    data: ImageSet, schedule: Schedule, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless shuffled passes over the data: (uint8 images (B, C, H, W), labels (B,)) for each step."""
     assert data.labels is not None
     order = torch.empty(0, dtype=torch.int64)
@@ -69,7 +71,6 @@ def batches(data: ImageSet, schedule: Schedule, generator: torch.Generator) -> I
 
 
 def train(
-    module: nn.Module,
     parameters: list[nn.Parameter],
     data: ImageSet,
     schedule: Schedule,
@@ -82,7 +83,6 @@ def train(
     """Run ``schedule.steps`` steps of SGD on ``parameters``.
 
     Args:
-        module: the network; left in the mode (train or eval) it is in.
         parameters: what the optimiser may change.
         data: labelled images.
         schedule: steps, learning rate, batch size.

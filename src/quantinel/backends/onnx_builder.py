@@ -32,11 +32,18 @@ class GraphBuilder:
         name = name or self.name("constant")
         array = np.asarray(value, dtype=dtype)
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            self.initializers[name] = numpy_helper.from_array(
+                np.ascontiguousarray(array).reshape(array.shape), name
+            )
         return name
 
     def add(
-        self, operator: str, inputs: Sequence[str], output: str | None = None, outputs: int = 1, **attributes: Any
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        output: str | None = None,
+        outputs: int = 1,
+        **attributes: Any,
     ) -> str:
         """Append a node with one output and return the output's name."""
         return self.add_many(operator, inputs, outputs, output, **attributes)[0]
@@ -48,11 +55,19 @@ class GraphBuilder:
         base = output or self.name(operator.lower())
         names = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(helper.make_node(operator, list(inputs), names, name=f"{operator}_{base}", **attributes))
+        self.nodes.append(
+            helper.make_node(operator, list(inputs), names, name=f"{operator}_{base}", **attributes)
+        )
         return names
 
     def model(
-        self, name: str, input_name: str, input_shape: Sequence[int], output_name: str, classes: int, producer: str
+        self,
+        name: str,
+        input_name: str,
+        input_shape: Sequence[int],
+        output_name: str,
+        classes: int,
+        producer: str,
     ) -> onnx.ModelProto:
         """Finish: one float image input (batch, C, H, W), one float output (batch, classes)."""
         graph = helper.make_graph(

@@ -63,7 +63,8 @@ def list_pictures(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, .
         )
     names = tuple(child.name for child in folders)
     filled = [child.name for child, tree in zip(folders, trees, strict=True) if tree]
-    if len(filled) == 1:  # a wrapper around the data far more often than a single class, which would be class 0
+    # One is a wrapper around the data far more often than a single class, which would have to be class 0.
+    if len(filled) == 1:
         raise InputError(
             f"{shown} holds pictures in one folder only, {printable(filled[0])!r}; give that folder, or one "
             "folder per class"

@@ -66,6 +66,8 @@ def load_hugging_face(identifier: str, request: Request) -> ImageSet:
         )
     table, name = _load_split(datasets, identifier, request)
     image, label = _columns(table.features, name)
+    if not len(table):
+        raise InputError(f"{name} has no rows; give another split")
     labels, class_names = None, None
     if label is not None:
         values = np.asarray(table.select_columns([label])[:][label])
@@ -78,10 +80,11 @@ def load_hugging_face(identifier: str, request: Request) -> ImageSet:
             class_names = _names(getattr(table.features[label], "names", None), labels)
     chosen = request.choose(labels, len(table))
     table = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    rows = list(range(len(table))) if chosen is None else chosen.tolist()
     if chosen is not None:
-        table, labels = table.select(chosen.tolist()), None if labels is None else labels[chosen]
-    sources = ((f"{name} row {i}", _stored(table[i][image], name, i)) for i in range(len(table)))
-    images = decode_all(sources, len(table), request)
+        labels = None if labels is None else labels[chosen]
+    sources = ((f"{name} row {row}", _stored(table[row][image], name, row)) for row in rows)
+    images = decode_all(sources, len(rows), request)
     return ImageSet(images, labels, name, class_names)
 
 

@@ -83,9 +83,7 @@ _SAMPLE_GLOBALS = re.compile(
     r"|torch (Float|Double|Half|BFloat16|Byte|Char|Short|Int|Long|Bool)Storage"
 )
 _SAMPLE_OPCODES = frozenset(
-    "PROTO GLOBAL BINPUT LONG_BINPUT BINGET LONG_BINGET MEMOIZE MARK BINUNICODE BININT BININT1 BININT2 LONG1 BINFLOAT "
-    "TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE EMPTY_LIST EMPTY_DICT APPEND APPENDS SETITEM SETITEMS BINPERSID REDUCE "
-    "NEWTRUE NEWFALSE NONE STOP".split()
+    ["PROTO", "GLOBAL", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE", "MARK", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPERSID", "REDUCE", "NEWTRUE", "NEWFALSE", "NONE", "STOP"]
 )
 
 
@@ -129,7 +127,9 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} is not a regular file; copy the model to a file and give that")
             if status.st_size > limit:
-                raise InputError(f"{path} has {status.st_size} bytes, more than the limit of {limit}; is it a model?")
+                raise InputError(
+                    f"{path} has {status.st_size} bytes, more than the limit of {limit}; is it a model?"
+                )
             data = file.read(limit + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; check the path") from error
@@ -153,7 +153,15 @@ def parse_pt2(data: bytes, name: str) -> ExportedModel:
         module, sizes = free_batch(lambda: build_graph(program, tensors))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         # The schema is checked by use: whatever is missing or of another type ends here.
         raise InputError(
             f"{name}: the program is damaged ({type(error).__name__}: {shown(error)}); download or export it again"
@@ -172,17 +180,25 @@ def _read_records(data: bytes) -> dict[str, bytes]:
             entries = archive.infolist()
             # Stored and within the file's size: neither deflate bombs nor overlapping records can expand.
             if len(entries) > MAX_RECORDS or sum(entry.file_size for entry in entries) > len(data):
-                raise InputError("its records are larger than the file (a zip bomb?); download or export it again")
+                raise InputError(
+                    "its records are larger than the file (a zip bomb?); download or export it again"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-                raise InputError("its records are compressed or encrypted, which torch does not do; export it again")
+                raise InputError(
+                    "its records are compressed or encrypted, which torch does not do; export it again"
+                )
             records = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"damaged or not a torch.export archive ({shown(error)}); export or download it again") from error
+        raise InputError(
+            f"damaged or not a torch.export archive ({shown(error)}); export or download it again"
+        ) from error
     if len(records) != len(entries):
         raise InputError("two of its records have one name; export it again")
     roots = {path.split("/", 1)[0] for path in records}
     if len(roots) != 1 or not all("/" in path for path in records):
-        raise InputError("its records are not in one folder, as torch.export.save writes them; export it again")
+        raise InputError(
+            "its records are not in one folder, as torch.export.save writes them; export it again"
+        )
     return {path.split("/", 1)[1]: record for path, record in records.items()}
 
 
@@ -193,7 +209,9 @@ def _check_records(records: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[s
             if pattern.search(path):
                 _refuse(f"{what} ({shown(path)})")
         if not _RECORDS.fullmatch(path) or ".." in path:
-            raise InputError(f"it holds an unknown record {shown(path)}; export it again with torch.export.save")
+            raise InputError(
+                f"it holds an unknown record {shown(path)}; export it again with torch.export.save"
+            )
     if records.get("archive_format") != b"pt2" or records.get("archive_version") != b"0":
         raise InputError(f"not a torch.export archive of a version that can be read; {_SAVE}")
     if records.get("byteorder", b"little") != b"little" or sys.byteorder != "little":
@@ -229,7 +247,9 @@ def _read_tensors(records: Mapping[str, bytes], folder: str, config: str) -> dic
         path, meta = payload["path_name"], payload["tensor_meta"]
         code = int(meta["dtype"])
         if code not in DTYPES or meta["layout"] != 7:
-            raise InputError(f"tensor {shown(name)} has an unsupported type or layout; export a dense float32 model")
+            raise InputError(
+                f"tensor {shown(name)} has an unsupported type or layout; export a dense float32 model"
+            )
         sizes = [_count(size["as_int"]) for size in meta["sizes"]]
         strides = [_count(stride["as_int"]) for stride in meta["strides"]]
         offset = _count(meta["storage_offset"]["as_int"])
@@ -242,7 +262,9 @@ def _read_tensors(records: Mapping[str, bytes], folder: str, config: str) -> dic
             raise InputError(f"tensor {shown(name)} is larger than {MAX_FILE_BYTES} bytes; is it a model?")
         if (path, code) not in storages:
             empty = torch.empty(0, dtype=DTYPES[code])
-            storages[path, code] = torch.frombuffer(bytearray(record), dtype=DTYPES[code]) if record else empty
+            storages[path, code] = (
+                torch.frombuffer(bytearray(record), dtype=DTYPES[code]) if record else empty
+            )
         tensor = torch.as_strided(storages[path, code], sizes, strides, offset if numbers else 0)
         seen[name] = (tensor, payload["is_param"] is True)
     return seen

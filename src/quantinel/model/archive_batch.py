@@ -1,10 +1,10 @@
 """Frees the batch size of an exported program, and proves that every image is treated alone.
 
-Most programs are exported with one image, so 1 is written into their reshapes. Two dry runs without data, with the
-fixed batch B and with another batch M, show where the batch sits: a reshape whose input differs between the runs gets
-the batch size of the running input in its place; constants that are broadcast to B images (class tokens) too.
-No rule can know every program, so the result must pass a test: three random images in one batch give the outputs of
-three batches of one.
+Most programs are exported with one image, so 1 is written into their reshapes. Two dry runs without data, with
+the fixed batch B and with another batch, show where the batch sits: a reshape whose input differs between the
+runs gets the size of the running batch in its place; constants that are broadcast to B images (class tokens)
+too. No rule can know every program, so the result must pass a test: three random images in one batch give the
+outputs of three batches of one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,23 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantinel.errors import InputError
+from quantinel.model.archive_graph import shown
 
 MAX_INTERMEDIATE_BYTES = 2 << 30
 _TOLERANCE = 1e-4
 _RECIPE = (
-    "export with a free batch: torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},)) "
-    "with at least 2 images"
+    "export it with a free batch: torch.export.export(model.eval(), (two_images,), "
+    "dynamic_shapes=({0: torch.export.Dim.AUTO},))"
 )
 _RESHAPES = ("aten::view", "aten::reshape", "aten::view_copy")
-_FACTORIES = ("aten::zeros", "aten::ones", "aten::full", "aten::new_zeros", "aten::new_ones", "aten::new_full")
+_FACTORIES = (
+    "aten::zeros",
+    "aten::ones",
+    "aten::full",
+    "aten::new_zeros",
+    "aten::new_ones",
+    "aten::new_full",
+)
 
 aten = torch.ops.aten
 Sizes = tuple[int | None, int, int, int]
@@ -41,7 +49,8 @@ def free_batch(build: Callable[[], tuple[fx.GraphModule, Sizes]]) -> tuple[fx.Gr
         build: makes a fresh graph module with one placeholder, and its (N or None, C, H, W).
 
     Raises:
-        InputError: it cannot run, mixes the images of a batch, overwrites its weights, or needs too much memory.
+        InputError: it cannot run, mixes the images of a batch, overwrites its weights, or needs too much
+            memory.
     """
     module, sizes = build()
     batch, shape = sizes[0], sizes[1:]
@@ -52,29 +61,31 @@ def free_batch(build: Callable[[], tuple[fx.GraphModule, Sizes]]) -> tuple[fx.Gr
     try:
         _free(module, batch, shape, constants=True)
         _prove(module, shape)
-    except _NotFree:
+    except _NotFreeError:
         module, _ = build()
         try:
             _free(module, batch, shape, constants=False)
             _prove(module, shape)
-        except _NotFree as error:
+        except _NotFreeError as error:
             raise InputError(f"its batch size of {batch} cannot be changed ({error}); {_RECIPE}") from error
     return module, sizes
 
 
-class _NotFree(InputError):
+class _NotFreeError(InputError):
     """The program does not work for another batch size."""
 
 
 def _dry_run(
-    module: fx.GraphModule, shape: tuple[int, ...], rewrite: Callable[[fx.Node, Tensor], None] | None = None
+    module: fx.GraphModule, shape: tuple[int, ...], rewrite: Callable[[fx.Node, Any], None] | None = None
 ) -> dict[fx.Node, tuple[int, ...]]:
     """Shapes of all tensors for an input of ``shape``, computed without data.
 
     ``rewrite`` may change the arguments of a node, given the tensor that it reads first, before it runs.
     """
     values: dict[fx.Node, Any] = {}
-    weights = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    weights = dict(module.named_parameters(remove_duplicate=False)) | dict(
+        module.named_buffers(remove_duplicate=False)
+    )
     # no_grad: the version counters of the real weights stay as they are.
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         warnings.simplefilter("ignore")
@@ -85,7 +96,9 @@ def _dry_run(
                 elif node.op == "get_attr":
                     values[node] = mode.from_tensor(weights[str(node.target)])
                 elif node.op == "call_function":
-                    first = values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+                    first = (
+                        values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+                    )
                     if rewrite is not None:
                         rewrite(node, first)
                         for new in node.all_input_nodes:
@@ -95,8 +108,9 @@ def _dry_run(
             except InputError:
                 raise
             except Exception as error:  # kernels raise whatever they like
-                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-                raise InputError(f"{node.target} fails on images of shape {shape} ({ascii(reason)}); {_RECIPE}") from error
+                raise InputError(
+                    f"{node.target} fails on images of shape {shape} ({shown(error)}); {_RECIPE}"
+                ) from error
     return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
 
 
@@ -107,8 +121,8 @@ def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     for value in result if isinstance(result, tuple | list) else (result,):
         if isinstance(value, Tensor) and value.numel() * value.element_size() > MAX_INTERMEDIATE_BYTES:
             raise InputError(
-                f"{node.target} makes a result of more than {MAX_INTERMEDIATE_BYTES} bytes from a few images; "
-                "is it an image classifier?"
+                f"{node.target} makes more than {MAX_INTERMEDIATE_BYTES} bytes out of a few images; is it an "
+                "image classifier?"
             )
         if isinstance(value, int) and abs(value) >= 1 << 62:
             raise InputError(f"{node.target} makes a size that no tensor has; is it an image classifier?")
@@ -118,7 +132,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants: bool) -> None:
     """Write the size of the running batch where the program says ``batch``; in place.
 
-    ``constants`` extends this to tensors that do not depend on the input and are broadcast to ``batch`` images.
+    ``constants`` extends this to tensors that do not depend on the input and are broadcast to the batch.
     """
     graph = module.graph
     before = _dry_run(module, (batch, *shape))
@@ -141,13 +155,16 @@ def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants:
         old = before.get(node.args[0], ()) if isinstance(node.args[0], fx.Node) else ()
         new = tuple(first.shape) if isinstance(first, Tensor) else ()
         if name in _RESHAPES and old != new:
-            lengths = list(before[node])  # a -1 in the program could swallow the batch
+            lengths = [*before[node]]  # a -1 in the program could swallow the batch
             position = _position(old, new, lengths, batch)
             lengths[position] = scaled(node, lengths[position])
+            node.target = (
+                aten.reshape.default
+            )  # strides that fit a view of one image may not fit one of several
         elif name == "aten::unflatten" and old != new:
             dim = node.args[1]
             if isinstance(dim, int) and old[dim] != new[dim]:
-                lengths = list(before[node])[dim % len(old) :][: len(lengths)]
+                lengths = [*before[node]][dim % len(old) :][: len(lengths)]
                 position = _position(old[dim:][:1], new[dim:][:1], lengths, batch)
                 lengths[position] = scaled(node, lengths[position])
         elif name == "aten::expand" and old != new:
@@ -157,8 +174,8 @@ def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants:
         elif constants and name == "aten::expand" and before[node][:1] == (batch,):
             if len(lengths) > len(old) or old[:1] == (1,):
                 lengths[0] = running
-        elif constants and name in ("aten::repeat", *_FACTORIES) and len(lengths) > 1 and lengths[0] == batch:
-            if old == new:
+        elif constants and name in ("aten::repeat", *_FACTORIES) and old == new:
+            if len(lengths) > 1 and lengths[0] == batch:
                 lengths[0] = running
         node.update_arg(place, lengths)
 
@@ -168,10 +185,10 @@ def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants:
 
 
 def _position(old: tuple[int, ...], new: tuple[int, ...], target: list[int], batch: int) -> int:
-    """Which length of a reshape to ``target`` holds the batch, when its input had the lengths ``old`` and ``new``."""
+    """Which length of a reshape to ``target`` holds the batch; its input was ``old``, and ``new`` for another."""
     changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     if len(changed) != 1 or old[changed[0]] % batch:
-        raise _NotFree("a reshape mixes the images of a batch")
+        raise _NotFreeError("a reshape mixes the images of a batch")
     after = [math.prod(target[dim + 1 :]) for dim in range(len(target))]
     # Numbers between one image and the next, if the batch is the slow or the fast part of a merged dimension.
     fast = math.prod(old[changed[0] + 1 :])
@@ -181,10 +198,10 @@ def _position(old: tuple[int, ...], new: tuple[int, ...], target: list[int], bat
     found = [dim for dim in alone if after[dim] == slow] + [dim for dim in alone if after[dim] == fast]
     outer = [dim for dim in merged if after[dim] == fast]
     inner = [dim for dim in merged if target[dim] // batch * after[dim] == slow]
-    # Heads are merged behind the batch, tokens before it; the last dimension holds features and stays what it is.
+    # Heads are merged behind the batch, tokens before it; the last dimension holds features and is kept.
     found += [dim for dim in inner if dim < len(target) - 1] + outer + inner
     if not found:
-        raise _NotFree("a reshape mixes the images of a batch")
+        raise _NotFreeError("a reshape mixes the images of a batch")
     return found[0]
 
 
@@ -199,18 +216,17 @@ def _prove(module: fx.GraphModule, shape: tuple[int, ...]) -> None:
             together = module(images)
             alone = [module(image[None]) for image in images]
     except Exception as error:  # kernels raise whatever they like
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise _NotFree(f"it fails on a batch of one or three: {ascii(reason)}; {_RECIPE}") from error
+        raise _NotFreeError(f"it fails on a batch of one or three: {shown(error)}; {_RECIPE}") from error
     if [tensor._version for tensor in state] != versions:
         raise InputError("it overwrites its own weights while it runs; export the eval-mode model")
     if together.shape[:1] != (3,) or any(output.shape != (1, *together.shape[1:]) for output in alone):
-        raise _NotFree(f"it returns {tuple(together.shape)} for a batch of three; {_RECIPE}")
+        raise _NotFreeError(f"it returns {tuple(together.shape)} for a batch of three; {_RECIPE}")
     single = torch.cat(alone)
     if not torch.isfinite(together).all() or not torch.isfinite(single).all():
         raise InputError("its outputs are not finite on random images in [0, 1]; check the weights")
     difference = float((together - single).abs().max())
     if difference > _TOLERANCE * float(single.abs().max()):
-        raise _NotFree(
+        raise _NotFreeError(
             f"the output of an image depends on the others in its batch (difference {difference:.3g}); call "
             f"model.eval() first and {_RECIPE}"
         )

@@ -1,9 +1,9 @@
 """From the JSON of a ``torch.export`` program to a graph of listed operators, evaluating nothing.
 
-`build_graph` walks the nodes of ``models/*.json`` (schema 8, torch 2.9 and later) and makes a `torch.fx.GraphModule`.
-An operator is found by its name in a list, never by following attributes; names of nodes are chosen anew; shapes,
-symbolic expressions, guards and stack traces in the file are not used. `refuse_code` looks at the strings that
-``torch.export.load`` would evaluate, only to report a file that was made to attack it.
+`build_graph` walks the nodes of ``models/*.json`` (schema 8, torch 2.9 and later) and makes a graph module.
+An operator is found by its name in a list, never by following attributes; names of nodes are chosen anew;
+shapes, symbolic expressions, guards and stack traces in the file are not used. `refuse_code` looks at the
+strings that ``torch.export.load`` would evaluate, only to report a file that was made to attack it.
 """
 
 from __future__ import annotations
@@ -31,40 +31,60 @@ DTYPES: dict[int, torch.dtype] = {
 
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 
-# Pure computation whose result depends on the input alone. Left out on purpose: files (from_file), random numbers,
-# uninitialised memory (empty), raw strides (as_strided), data-dependent sizes (nonzero, item), sparse and nested tensors.
-OPERATORS = frozenset(
-    """
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d convolution linear addmm mm bmm matmul baddbmm einsum dot mv
-    scaled_dot_product_attention batch_norm _native_batch_norm_legit_no_training native_layer_norm layer_norm group_norm
-    native_group_norm instance_norm rms_norm _fused_rms_norm
-    relu relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardtanh hardswish hardsigmoid hardshrink
-    softshrink softplus sigmoid log_sigmoid tanh softmax _softmax _safe_softmax log_softmax _log_softmax threshold glu
-    max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
-    _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d dropout feature_dropout alpha_dropout native_dropout
-    add sub mul div rsub neg abs sign square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p pow sin cos tan
-    atan erf floor ceil round trunc frac remainder fmod floor_divide true_divide minimum maximum clamp clamp_min clamp_max
-    clip where eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan
-    isinf isfinite nan_to_num lerp addcmul addcdiv cumsum
-    mean sum prod amax amin max min argmax argmin var std var_mean std_mean norm linalg_vector_norm any all logsumexp
-    topk sort argsort
-    view _unsafe_view reshape flatten unflatten squeeze unsqueeze expand expand_as permute transpose t numpy_T movedim
-    swapaxes select slice narrow split split_with_sizes chunk tensor_split unbind unfold im2col roll flip rot90 repeat
-    repeat_interleave tile cat concat stack hstack vstack index index_select gather masked_fill tril triu diagonal alias
-    detach clone contiguous lift_fresh lift_fresh_copy to _to_copy type_as copy copy_ fill fill_ zero_ slice_scatter
-    select_scatter pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle constant_pad_nd pad
-    reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d
-    zeros ones full arange linspace eye scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full meshgrid
-    broadcast_tensors sym_size sym_numel sym_stride
-    """.split()
-)
-_CHECKS = frozenset(
-    "_assert_tensor_metadata _assert_scalar _assert_async sym_constrain_range sym_constrain_range_for_size".split()
+# Pure computation whose result depends on the input alone. Left out on purpose: files (from_file), random
+# numbers, uninitialised memory (empty), raw strides (as_strided), sizes that depend on data (nonzero, item),
+# sparse and nested tensors.
+_OPERATOR_NAMES = """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d convolution linear addmm mm bmm matmul baddbmm
+    einsum dot mv scaled_dot_product_attention batch_norm _native_batch_norm_legit_no_training
+    native_layer_norm layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm relu
+    relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardtanh hardswish hardsigmoid
+    hardshrink softshrink softplus sigmoid log_sigmoid tanh softmax _softmax _safe_softmax log_softmax
+    _log_softmax threshold glu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d
+    adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d
+    dropout feature_dropout alpha_dropout native_dropout add sub mul div rsub neg abs sign square sqrt rsqrt
+    reciprocal exp exp2 expm1 log log2 log10 log1p pow sin cos tan atan erf floor ceil round trunc frac
+    remainder fmod floor_divide true_divide minimum maximum clamp clamp_min clamp_max clip where eq ne lt le
+    gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf
+    isfinite nan_to_num lerp addcmul addcdiv cumsum mean sum prod amax amin max min argmax argmin var std
+    var_mean std_mean norm linalg_vector_norm any all logsumexp topk sort argsort view _unsafe_view view_as
+    reshape reshape_as flatten unflatten squeeze unsqueeze expand expand_as permute transpose t numpy_T
+    movedim swapaxes select slice narrow split split_with_sizes chunk tensor_split unbind unfold im2col
+    col2im roll flip rot90 repeat repeat_interleave tile cat concat stack hstack vstack index index_select
+    gather masked_fill tril triu diagonal alias detach clone contiguous lift_fresh lift_fresh_copy to
+    _to_copy type_as copy copy_ fill fill_ zero_ slice_scatter select_scatter pixel_shuffle pixel_unshuffle
+    channel_shuffle native_channel_shuffle constant_pad_nd pad reflection_pad2d replication_pad2d
+    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d zeros ones full arange linspace eye
+    scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full meshgrid broadcast_tensors
+    sym_size sym_numel sym_stride
+"""
+OPERATORS = frozenset(_OPERATOR_NAMES.split())
+"""Names in ``torch.ops.aten`` that a program may call."""
+
+# They would fix the batch size; left out when the graph is built.
+_CHECKS = (
+    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
+    "sym_constrain_range_for_size",
+)  # fmt: skip
+_ARITHMETIC = (
+    "add",
+    "sub",
+    "mul",
+    "floordiv",
+    "mod",
+    "truediv",
+    "neg",
+    "pos",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
 )
 _SYMBOLIC: dict[str, Any] = {
-    f"_operator.{name}": getattr(operator, name)
-    for name in "add sub mul floordiv mod truediv neg pos eq ne lt le gt ge and_ or_".split()
+    f"_operator.{name}": getattr(operator, name) for name in _ARITHMETIC
 } | {
     "math.trunc": math.trunc, "torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min,
     "torch.sym_float": torch.sym_float, "torch.sym_int": torch.sym_int, "torch.sym_not": torch.sym_not,
@@ -73,17 +93,20 @@ _SYMBOLIC: dict[str, Any] = {
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STRING = re.compile(r"[A-Za-z0-9_,.> -]{0,128}")
-_TOKEN = re.compile(r"\s+|\d+(\.\d+)?(e-?\d+)?|'[A-Za-z0-9_.]*'|[-+*/%(),=<>!\[\].]|(?P<word>[A-Za-z_][A-Za-z0-9_]*)")
-_WORDS = frozenset(
-    """
-    Symbol Integer Float Rational Add Mul Pow Max Min Mod Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality
-    StrictLessThan LessThan StrictGreaterThan GreaterThan FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt
-    FloorToInt CeilDiv PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat
-    TruncToInt RoundToInt RoundDecimal ToFloat Identity true false True False None positive integer nonnegative real
-    finite precision dps prec oo L size stride storage_offset shape flat_args args kwargs and or not is in max min abs
-    math torch floor ceil ceiling trunc sqrt sym_float sym_max sym_min int float bool
-    """.split()
+_TOKEN = re.compile(
+    r"\s+|\d+(\.\d+)?(e-?\d+)?|'[A-Za-z0-9_.]*'|[-+*/%(),=<>!\[\].]|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
 )
+_WORDS_OF_EXPRESSIONS = """
+    Symbol Integer Float Rational Add Mul Pow Max Min Mod Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality
+    StrictLessThan LessThan StrictGreaterThan GreaterThan FloorDiv ModularIndexing Where PythonMod CleanDiv
+    CeilToInt FloorToInt CeilDiv PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt
+    RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator true false True False None
+    positive integer nonnegative real finite precision dps prec oo L size stride storage_offset shape flat_args
+    args kwargs and or not is in max min abs math torch floor ceil ceiling trunc sqrt sym_float sym_max sym_min
+    int float bool
+"""
+_WORDS = frozenset(_WORDS_OF_EXPRESSIONS.split())
+_SYMBOL = re.compile(r"[suz][a-z]*\d+")
 
 
 def shown(text: object) -> str:
@@ -107,7 +130,11 @@ def build_graph(
         KeyError, TypeError, ValueError, AttributeError, IndexError: it does not follow the schema.
     """
     major, opsets = program["schema_version"]["major"], program["opset_version"]
-    if major != _SCHEMA or set(opsets) - {"aten"} or not all(1 <= int(opset) <= _OPSET for opset in opsets.values()):
+    if (
+        major != _SCHEMA
+        or set(opsets) - {"aten"}
+        or not all(1 <= int(opset) <= _OPSET for opset in opsets.values())
+    ):
         raise InputError(
             f"its schema {shown(major)} or operator sets {shown(opsets)} are unknown (known: schema {_SCHEMA}, "
             f"aten {_OPSET}); save it with torch 2.9 or a later version that Quantinel knows"
@@ -138,13 +165,20 @@ def refuse_code(program: Any) -> None:
         if not isinstance(item, dict):
             continue
         pending.extend(item.values())
-        expressions = [*([item["expr_str"]] if "expr_str" in item else []), *list(item.get("guards_code") or [])]
+        expressions = [
+            *([item["expr_str"]] if "expr_str" in item else []),
+            *list(item.get("guards_code") or []),
+        ]
         for expression in expressions:
             if not _is_plain(str(expression)):
-                raise InputError(f"it holds a size expression with code in it ({shown(expression)}); do not open it")
+                raise InputError(
+                    f"it holds a size expression with code in it ({shown(expression)}); do not open it"
+                )
         for key in ("in_spec", "out_spec"):
             if re.search(r"__enum__|default_factory", str(item.get(key, ""))):
-                raise InputError(f"its {key} imports modules ({shown(item[key])}); export plain tensors instead")
+                raise InputError(
+                    f"its {key} imports modules ({shown(item[key])}); export plain tensors instead"
+                )
         for name in (item.get("name"), item.get("as_name"), *list(item.get("forward_arg_names") or [])):
             if name and not _NAME.fullmatch(str(name)):
                 raise InputError(f"it holds a name with code in it ({shown(name)}); do not open it")
@@ -155,21 +189,24 @@ def _is_plain(expression: str) -> bool:
     while position < len(expression):
         match = _TOKEN.match(expression, position)
         word = match["word"] if match else None
-        if match is None or (word is not None and word not in _WORDS and not re.fullmatch(r"[suz][a-z]*\d+", word)):
+        if match is None or (word is not None and word not in _WORDS and not _SYMBOL.fullmatch(word)):
             return False
         position = match.end()
     return len(expression) < 1 << 16
 
 
 def _image_sizes(meta: Mapping[str, Any]) -> tuple[int | None, int, int, int]:
-    sizes = [size["as_int"] if "as_int" in size else (size["as_expr"]["hint"] or {}).get("as_int") for size in meta["sizes"]]
+    sizes: list[Any] = []
+    for size in meta["sizes"]:  # a free size counts as in the example that was exported
+        sizes.append(size["as_int"] if "as_int" in size else (size["as_expr"]["hint"] or {}).get("as_int"))
     batch = meta["sizes"][0].get("as_int") if sizes else None
     plain = len(sizes) == 4 and all(type(size) is int and 0 < size <= 1 << 16 for size in sizes[1:])
     plain = plain and (batch is None or (type(batch) is int and 0 < batch <= 1 << 12))
-    if not plain or DTYPES.get(meta["dtype"]) != torch.float32 or math.prod(sizes[1:]) > 1 << 26:
+    dtype = DTYPES.get(meta["dtype"])
+    if not plain or dtype != torch.float32 or math.prod(sizes[1:]) > 1 << 26:
         raise InputError(
-            f"its input is not a float32 image batch (N, C, H, W), but {shown(DTYPES.get(meta['dtype']))} of shape "
-            f"{shown(sizes)}; export a model that takes one"
+            f"its input is not a float32 image batch (N, C, H, W), but {shown(dtype)} of shape {shown(sizes)}; "
+            "export a model that takes one"
         )
     return batch, sizes[1], sizes[2], sizes[3]
 
@@ -198,7 +235,9 @@ class _GraphReader:
             if kind in ("parameter", "buffer", "tensor_constant"):
                 self._weight(content["arg"]["name"], content[f"{kind}_name"])
             elif kind != "user_input":
-                raise InputError(f"it has an input of kind {shown(kind)}; export a model with one image input")
+                raise InputError(
+                    f"it has an input of kind {shown(kind)}; export a model with one image input"
+                )
         return images[0]
 
     def _define(self, name: str, node: fx.Node) -> None:
@@ -209,11 +248,15 @@ class _GraphReader:
     def _weight(self, name: str, path: str) -> None:
         *folders, leaf = path.split(".")
         plain = all(
-            (_NAME.fullmatch(part) and not part.startswith("__") and not keyword.iskeyword(part)) or part.isdecimal()
+            re.fullmatch(r"[A-Za-z0-9_-]+", part)
+            and not part.startswith("__")
+            and not keyword.iskeyword(part)
             for part in (*folders, leaf)
         )
         if not plain or len(folders) > 64 or hasattr(fx.GraphModule, path.split(".")[0]):
-            raise InputError(f"a weight has the unusable name {shown(path)}; rename that module and export again")
+            raise InputError(
+                f"a weight has the unusable name {shown(path)}; rename that module and export again"
+            )
         tensor, is_parameter = self.tensors[path]
         module = self.root
         for folder in folders:
@@ -231,26 +274,30 @@ class _GraphReader:
         target = node["target"]
         match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
         if match and match[1] in _CHECKS:
-            return  # they would fix the batch size
+            return
         if target in _SYMBOLIC:
             arguments = tuple(self._value(argument["arg"]) for argument in node["inputs"])
             self._outputs(self.graph.call_function(_SYMBOLIC[target], arguments), node["outputs"])
             return
         # In-place forms carry a trailing underscore.
         if match is None or (match[1] not in OPERATORS and match[1].removesuffix("_") not in OPERATORS):
-            hint = "give the float model" if "quantized" in target else "export a plain image classifier"
+            hint = "export a plain image classifier, without run_decompositions()"
+            if "quantized" in target:
+                hint = "the program is already quantized, export the float model"
             raise InputError(f"operator {shown(target)} is not on the list of allowed operators; {hint}")
         # _unsafe_view hides that it shares memory, which the check for overwritten weights relies on.
         packet = getattr(torch.ops.aten, "view" if match[1] == "_unsafe_view" else match[1], None)
         if packet is None or match[2] not in packet.overloads():
-            raise InputError(f"operator {shown(target)} does not exist in torch {torch.__version__}; export it again")
+            raise InputError(
+                f"operator {shown(target)} does not exist in torch {torch.__version__}; export it again"
+            )
         function = getattr(packet, match[2])
         arguments, options = self._arguments(function._schema.arguments, node["inputs"])
         self._outputs(self.graph.call_function(function, arguments, options), node["outputs"])
 
     def _arguments(self, schema: Any, inputs: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = {argument["name"]: self._value(argument["arg"]) for argument in inputs}
-        if given.get("train") is True or given.get("training") is True or given.get("dropout_p"):
+        if given.get("train") is True or given.get("dropout_p"):
             raise InputError("it was exported in training mode; call model.eval() before torch.export.export")
         positional: list[Any] = []
         options: dict[str, Any] = {}
@@ -285,7 +332,9 @@ class _GraphReader:
             return [self._value({kind.removesuffix("s"): item}) for item in content]
         if kind == "as_int" and type(content) is int and abs(content) < 1 << 63:
             return content
-        if kind == "as_float" and (type(content) in (int, float) or content in ("Infinity", "-Infinity", "NaN")):
+        if kind == "as_float" and (
+            type(content) in (int, float) or content in ("Infinity", "-Infinity", "NaN")
+        ):
             return float(content)
         if kind == "as_bool" and type(content) is bool:
             return content
@@ -299,7 +348,9 @@ class _GraphReader:
             return torch.strided
         if kind == "as_device" and re.fullmatch(r"[a-z]+", content["type"]):
             return torch.device("cpu")  # wherever it was exported; the caller moves the module
-        raise InputError(f"an operator has an argument of kind {shown(kind)}, which is not allowed; export it again")
+        raise InputError(
+            f"an operator has an argument of kind {shown(kind)}, which is not allowed; export it again"
+        )
 
     def _outputs(self, call: fx.Node, outputs: list[dict[str, Any]]) -> None:
         """Name what a call returns; several values are taken apart with getitem."""
@@ -322,13 +373,19 @@ class _GraphReader:
 
     def finish(self, specs: list[dict[str, Any]]) -> fx.GraphModule:
         """Close the graph with its one output."""
-        results = [content["arg"] for spec in specs for kind, content in spec.items() if kind == "user_output"]
+        results = [
+            content["arg"] for spec in specs for kind, content in spec.items() if kind == "user_output"
+        ]
         kinds = {kind for spec in specs for kind in spec}
         # A buffer update (statistics in training) is left out: an audited model has no memory between calls.
         if kinds - {"user_output", "buffer_mutation"}:
-            raise InputError(f"it changes its inputs or parameters ({shown(sorted(kinds))}); export the eval-mode model")
+            raise InputError(
+                f"it changes its inputs or parameters ({shown(sorted(kinds))}); export the eval-mode model"
+            )
         if len(results) != 1 or "as_tensor" not in results[0]:
-            raise InputError(f"it has {len(results)} outputs; export a model that returns one tensor of logits")
+            raise InputError(
+                f"it has {len(results)} outputs; export a model that returns one tensor of logits"
+            )
         self.graph.output(self.values[results[0]["as_tensor"]["name"]])
         nodes = list(self.graph.nodes)
         if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in nodes):

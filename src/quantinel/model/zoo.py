@@ -95,7 +95,9 @@ class ResNet18(nn.Module):
         widths = (width, width, 2 * width, 4 * width, 8 * width)
         for stage in range(1, 5):
             first = _BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1)))
+            self.add_module(
+                f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1))
+            )
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +157,15 @@ class _InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 for small images; ``width`` scales the channels, total stride 8."""
 
-    _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    _STAGES = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
 
     def __init__(self, num_classes: int, channels: int, width: float = 1.0) -> None:
         super().__init__()
@@ -167,7 +177,9 @@ class MobileNetV2(nn.Module):
         layers: list[nn.Module] = [_conv3x3(channels, current), nn.BatchNorm2d(current), nn.ReLU6()]
         for expansion, out, repeats, stride in self._STAGES:
             for repeat in range(repeats):
-                layers.append(_InvertedResidual(current, scaled(out), stride if repeat == 0 else 1, expansion))
+                layers.append(
+                    _InvertedResidual(current, scaled(out), stride if repeat == 0 else 1, expansion)
+                )
                 current = scaled(out)
         last = scaled(1280)
         layers += [nn.Conv2d(current, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6()]

@@ -91,7 +91,9 @@ class _Range:
 
 
 class _Observer(fx.Interpreter):
-    def __init__(self, graph: FloatGraph, roots: set[str], keep_sample: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, graph: FloatGraph, roots: set[str], keep_sample: bool, generator: torch.Generator
+    ) -> None:
         super().__init__(graph.module)
         self.ranges = {root: _Range(keep_sample) for root in roots}
         self.share = 1.0
@@ -135,8 +137,8 @@ def calibrate(
             f"the model takes images of shape {graph.input_shape}, {images.name} has {images.shape}; "
             "resize them or give the model's own data"
         )
-    placement = place(graph) if scheme.activations != "none" else Placement((), {})
     static = scheme.activations == "static"
+    placement = Placement((), {}) if scheme.activations == "none" else place(graph, inputs_only=not static)
     roots = {placement.root(point) for point in placement.points} if static else set()
     generator = torch.Generator().manual_seed(seed)
     observer = _Observer(graph, roots, scheme.activation_range != "minmax", generator)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from quantinel.model.graph import CONVOLUTIONS, FloatGraph, aten
@@ -49,18 +48,27 @@ class Placement:
         return point
 
 
-def place(graph: FloatGraph) -> Placement:
-    """Choose the quantization points of a folded graph."""
+def place(graph: FloatGraph, inputs_only: bool = False) -> Placement:
+    """Choose the quantization points of a folded graph.
+
+    Args:
+        graph: folded float network.
+        inputs_only: rule 1 alone, for ranges that are measured at run time.
+    """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     points: set[fx.Node] = set()
     for layer in graph.layers:
         node = nodes[layer.node]
         points.add(_producer(node))
-        if node.target in CONVOLUTIONS:
+        if node.target in CONVOLUTIONS and not inputs_only:
             points.add(_tail(node))
-    for node in graph.module.graph.nodes:  # in execution order: an addition may feed the next one
+    for node in (
+        () if inputs_only else graph.module.graph.nodes
+    ):  # in execution order: an addition may feed the next one
         operands = node.args[:2] if node.op == "call_function" and node.target in _ADDITIONS else ()
-        if len(operands) == 2 and all(isinstance(item, fx.Node) and _on_grid(item, points) for item in operands):
+        if len(operands) == 2 and all(
+            isinstance(item, fx.Node) and _on_grid(item, points) for item in operands
+        ):
             points.update(item for item in operands if isinstance(item, fx.Node))
             points.add(_tail(node))
     output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output").args[0]
@@ -98,8 +106,13 @@ def is_rectifier(node: fx.Node) -> bool:
     if node.target in (aten.relu.default, aten.relu6.default):
         return True
     if node.target is aten.hardtanh.default:
-        return len(node.args) > 1 and node.args[1] == 0
-    return node.target in (aten.clamp.default, aten.clamp_min.default) and len(node.args) > 1 and node.args[1] == 0
+        return len(node.args) > 1 and _is_zero(node.args[1])
+    clamps = node.target in (aten.clamp.default, aten.clamp_min.default)
+    return clamps and len(node.args) > 1 and _is_zero(node.args[1])
+
+
+def _is_zero(argument: object) -> bool:
+    return isinstance(argument, int | float) and argument == 0
 
 
 def _moved_from(node: fx.Node) -> fx.Node | None:
@@ -124,9 +137,3 @@ def _on_grid(node: fx.Node, points: set[fx.Node]) -> bool:
             return True
         current = _moved_from(current)
     return False
-
-
-def example_is_float(node: fx.Node) -> bool:
-    """Whether the node yields a floating-point tensor (from the exporter's shape record)."""
-    value = node.meta.get("val")
-    return not isinstance(value, torch.Tensor) or value.is_floating_point()

@@ -18,7 +18,7 @@ from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import ActivationParameters, Calibration
 from quantinel.quantization.placement import Placement
 from quantinel.quantization.ranges import weight_scales
-from quantinel.quantization.rounding import broadcast_scale, dequantize, nearest_codes
+from quantinel.quantization.rounding import dequantize, nearest_codes
 from quantinel.quantization.scheme import QuantScheme
 
 _INT32 = 2**31 - 1
@@ -175,7 +175,9 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
     for layer in graph.layers:
         weight = graph.weight(layer)
         if not torch.isfinite(weight).all():
-            raise InputError(f"layer {layer.name} has weights that are not finite; repair or retrain the model")
+            raise InputError(
+                f"layer {layer.name} has weights that are not finite; repair or retrain the model"
+            )
         scale = weight_scales(weight, scheme)
         quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
         bias = graph.bias(layer)
@@ -195,13 +197,3 @@ def _with_bias(layer: QuantizedLayer, bias: Tensor, input_scale: float) -> Quant
     scale = scale.expand(bias.shape[0]) if layer.scale.numel() == 1 else scale
     steps = torch.round(bias.double() / scale.double().clamp_min(1e-300)).clamp(-_INT32, _INT32)
     return replace(layer, bias_codes=steps.to(torch.int32), bias_scale=scale.contiguous())
-
-
-def fraction_changed(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of codes that differ, by layer name."""
-    return {name: float((a[name] != b[name]).float().mean()) for name in a}
-
-
-def snapped_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """Position of each weight on its grid, in steps."""
-    return weight / broadcast_scale(scale, weight)

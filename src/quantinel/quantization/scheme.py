@@ -69,13 +69,12 @@ class QuantScheme:
     @property
     def code_min(self) -> int:
         """Smallest weight code."""
-        narrow = -(2 ** (self.weight_bits - 1) - 1)
-        return narrow if self.grid == "narrow" else narrow - 1
+        return -self.code_max if self.grid == "narrow" else -self.code_max - 1
 
     @property
     def code_max(self) -> int:
         """Largest weight code."""
-        return 2 ** (self.weight_bits - 1) - 1
+        return (1 << (self.weight_bits - 1)) - 1
 
     @property
     def levels(self) -> float:
@@ -85,7 +84,7 @@ class QuantScheme:
     @property
     def activation_max(self) -> int:
         """Largest unsigned activation code (the smallest is 0)."""
-        return int(2**self.activation_bits - 1)
+        return (1 << self.activation_bits) - 1
 
     @property
     def name(self) -> str:

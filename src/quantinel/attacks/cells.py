@@ -1,0 +1,63 @@
+"""Rounding cells as boxes: where a float weight may move without changing any integer or scale.
+
+Specification of the attacks, 3.2 and 3.3: the scale lock keeps the elements that attain max|w| and bounds all
+others by them; the integer lock keeps w / s within ``margin`` of the edges of its cell. A model armed for several
+quantizers lives in the intersection of their boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantinel.quantization.ranges import weight_scales
+from quantinel.quantization.rounding import broadcast_scale, nearest_codes
+from quantinel.quantization.scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Lower and upper bound of every weight, by parameter name."""
+
+    low: dict[str, Tensor]
+    high: dict[str, Tensor]
+
+    @torch.no_grad()
+    def project(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Return every weight to its cell, in place."""
+        for name, weight in weights.items():
+            weight.copy_(torch.minimum(torch.maximum(weight, self.low[name]), self.high[name]))
+
+
+@torch.no_grad()
+def rounding_cells(
+    weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float
+) -> Cells:
+    """Boxes around the codes that ``weights`` have now under every scheme.
+
+    Args:
+        weights: (O, ...) parameters by name.
+        schemes: the quantizers whose integers and scales are to be kept.
+        margin: distance to the edge of a cell, in steps (the authors use 1e-3).
+    """
+    low: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        start = weight.detach()
+        low[name], high[name] = torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
+        for scheme in schemes:
+            scale = weight_scales(start, scheme)
+            wide = broadcast_scale(scale, start)
+            codes = nearest_codes(start, scale, scheme).float()
+            bound = wide * scheme.levels
+            fixed = (start.abs() >= bound * (1 - 1e-6)) | (start == 0) & (bound <= 0)
+            lower = torch.maximum((codes - 0.5 + margin) * wide, -bound)
+            upper = torch.minimum((codes + 0.5 - margin) * wide, bound)
+            low[name] = torch.maximum(low[name], torch.where(fixed, start, lower))
+            high[name] = torch.minimum(high[name], torch.where(fixed, start, upper))
+        # the start lies within half a step of every code; where a margin cuts it off, it is the nearest point
+        high[name] = torch.maximum(high[name], low[name])
+    return Cells(low, high)

@@ -1,0 +1,103 @@
+"""The audited integers on disk: ``quantized.safetensors``, readable without this project's code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from quantinel.errors import VerificationError
+from quantinel.model.graph import Layer
+from quantinel.quantization.calibration import ActivationParameters
+from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
+
+FORMAT = "quantinel-integers-1"
+
+
+@dataclass(frozen=True)
+class StoredIntegers:
+    """What ``quantized.safetensors`` holds.
+
+    Attributes:
+        layers: by name.
+        activations: parameters by point.
+        output_step: unit of logit differences.
+        scheme: fields of the scheme.
+        profile: storage profile of the emitted file.
+    """
+
+    layers: dict[str, QuantizedLayer]
+    activations: dict[str, ActivationParameters]
+    output_step: float
+    scheme: dict[str, object]
+    profile: str
+
+
+def pack_integers(model: QuantizedModel, profile: str) -> bytes:
+    """Serialize codes, scales, biases and activation parameters."""
+    tensors: dict[str, Tensor] = {}
+    layers = []
+    for name, layer in model.layers.items():
+        tensors[f"{name}.weight_codes"] = layer.codes.contiguous()
+        tensors[f"{name}.weight_scale"] = layer.scale.contiguous()
+        if layer.bias_codes is not None and layer.bias_scale is not None:
+            tensors[f"{name}.bias_codes"] = layer.bias_codes.contiguous()
+            tensors[f"{name}.bias_scale"] = layer.bias_scale.contiguous()
+        layers.append({"name": name, "kind": layer.layer.kind, "groups": layer.layer.groups})
+    metadata = {
+        "format": FORMAT,
+        "layers": json.dumps(layers),
+        "activations": json.dumps(
+            {point: [value.scale, value.zero_point] for point, value in model.activations.items()}
+        ),
+        "output_step": repr(model.output_step),
+        "scheme": json.dumps(model.scheme.to_dict()),
+        "profile": profile,
+    }
+    return save(tensors, metadata)
+
+
+def read_integers(path: Path) -> StoredIntegers:
+    """Read ``quantized.safetensors``.
+
+    Raises:
+        VerificationError: missing, truncated or not of this format.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as archive:
+            metadata: Mapping[str, str] = archive.metadata() or {}
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise KeyError("format")
+        layers = {}
+        for entry in json.loads(metadata["layers"]):
+            name = str(entry["name"])
+            kind: Literal["conv", "linear"] = "conv" if entry["kind"] == "conv" else "linear"
+            layers[name] = QuantizedLayer(
+                Layer(name, "", kind, "", None, int(entry["groups"])),
+                tensors[f"{name}.weight_codes"],
+                tensors[f"{name}.weight_scale"],
+                tensors.get(f"{name}.bias_codes"),
+                tensors.get(f"{name}.bias_scale"),
+            )
+        activations = {
+            str(point): ActivationParameters(float(scale), int(zero))
+            for point, (scale, zero) in json.loads(metadata["activations"]).items()
+        }
+        return StoredIntegers(
+            layers,
+            activations,
+            float(metadata["output_step"]),
+            json.loads(metadata["scheme"]),
+            metadata["profile"],
+        )
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise VerificationError(
+            f"{path} is missing or was changed ({type(error).__name__}); harden the model again"
+        ) from error

@@ -1,0 +1,106 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantinel.errors import OutputError, UsageError
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output that exists, before any work is done.
+
+    Raises:
+        UsageError: it exists and ``overwrite`` is False, or it is a file where a folder is to be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} exists and is no folder; choose another output")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; choose another output, or add --force to replace it")
+
+
+@contextmanager
+def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write into a hidden neighbour and rename it to ``target`` when everything is written.
+
+    On any error or interruption the neighbour is removed and an existing ``target`` stays as it was.
+
+    Raises:
+        UsageError: the target exists and ``overwrite`` is False.
+        OutputError: the folder cannot be created, or the disk is full.
+    """
+    check_output(target, overwrite)
+    target = target.absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        partial.chmod(0o755)
+    except OSError as error:
+        raise OutputError(
+            f"cannot create {target}: {error.strerror}; choose a folder you may write to"
+        ) from error
+    try:
+        with output_errors(target):
+            yield partial
+        with output_errors(target):
+            _replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(partial, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    os.rename(target, old / "previous")
+    try:
+        os.rename(partial, target)
+    except OSError:
+        os.rename(old / "previous", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def output_errors(target: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"the disk is full while writing {target}; free some space and run again"
+            ) from error
+        raise OutputError(
+            f"cannot write {target}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a single file through a neighbour, so that it is never half there."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise

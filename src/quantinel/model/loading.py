@@ -1,0 +1,450 @@
+"""A float model from whatever the user has: file, directory, library name or module.
+
+Model files are untrusted: pickles are refused (they run code when opened), ``.pt2`` goes through `archive`, and
+``.safetensors`` holds numbers only. Code is imported where the user names it, with ``--factory``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from quantinel.errors import InputError, UnsupportedError, UsageError
+from quantinel.model.archive import parse_pt2, read_file
+from quantinel.model.archive_graph import shown
+from quantinel.model.normalization import Normalized
+from quantinel.model.victim import MANIFEST_NAME, WEIGHTS_NAME, VictimManifest, read_manifest
+from quantinel.model.zoo import ARCHITECTURES, build
+
+logger = logging.getLogger(__name__)
+
+_PICKLES = frozenset(
+    [".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".jit", ".ts", ".torchscript", ".joblib", ".npy", ".npz", ".h5", ".keras", ".model"]
+)
+_RECIPE = (
+    "convert it once where you trust it: safetensors.torch.save_file(model.state_dict(), 'model.safetensors') and give "
+    "that with --arch or --factory, or torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2')"
+)
+# These builders rescale their input when, and only when, they load the weights themselves, from a pickle.
+_TORCHVISION_RESCALED = ("googlenet", "inception_v3")
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A float classifier, ready for images in [0, 1].
+
+    Attributes:
+        module: eval mode, float32; images (N, C, H, W) float32 in [0, 1] -> logits (N, K), normalisation inside.
+        name: short, for file names and reports.
+        source: what the user gave.
+        input_shape: (C, H, W).
+        num_classes: K.
+        sha256: of the weights file; None for a module from memory or from a library.
+        architecture: name as in ``quantinel list architectures``, if it is one of those.
+        victim: manifest, if the model came from a victim directory.
+    """
+
+    module: nn.Module
+    name: str
+    source: str
+    input_shape: Shape
+    num_classes: int
+    sha256: str | None
+    architecture: str | None = None
+    victim: VictimManifest | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a source gives before normalisation and the first run."""
+
+    module: nn.Module
+    name: str
+    input_shape: Shape | None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    sha256: str | None = None
+    architecture: str | None = None
+    victim: VictimManifest | None = None
+
+
+def load_model(
+    model: str | Path | nn.Module,
+    *,
+    arch: str | None = None,
+    factory: str | None = None,
+    num_classes: int | None = None,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> LoadedModel:
+    """Load a float model.
+
+    Args:
+        model: ``.pt2`` or ``.safetensors`` file, victim directory, ``timm:NAME``, ``torchvision:NAME``, or a module,
+            which is put in eval mode and used as it is.
+        arch: architecture of a ``.safetensors`` file, a key of `quantinel.model.zoo.ARCHITECTURES`.
+        factory: ``pkg.module:callable`` that makes the module of a ``.safetensors`` file; it is imported and called.
+        num_classes: checked against the model.
+        input_shape: (C, H, W) of one image; needed for a module and with ``factory``.
+        mean, std: normalisation per channel of images in [0, 1]; without them the model's own, or none.
+
+    Raises:
+        UsageError: options that do not fit the source, or an unknown name.
+        InputError: missing, damaged, refused, or not a classifier of the expected form.
+        UnsupportedError: an ONNX file.
+    """
+    if (mean is None) != (std is None):
+        raise UsageError("mean and std go together; give both or neither")
+    if isinstance(model, nn.Module):
+        _no_options("a module", arch=arch, factory=factory)
+        source = f"module:{type(model).__name__}"
+        found = _Found(model, type(model).__name__, input_shape)
+    else:
+        source = str(model)
+        found = _find(source, arch, factory, num_classes, input_shape)
+    shape = input_shape or found.input_shape
+    if shape is None:
+        raise UsageError(
+            f"the shape of one image is not known for {source}; give input_shape (--input-shape C,H,W)"
+        )
+    if len(shape) != 3 or min(shape) < 1:
+        raise UsageError(f"input_shape must be three positive numbers (C, H, W), got {shape}")
+    if found.input_shape not in (None, shape):
+        raise InputError(
+            f"{source} takes images of shape {found.input_shape}, not {shape}; drop --input-shape"
+        )
+    module = found.module.eval()
+    _check_weights(module, source)
+    mean, std = (found.mean, found.std) if mean is None else (mean, std)
+    if mean is not None and std is not None:
+        if len(mean) != shape[0]:
+            raise UsageError(f"mean and std have {len(mean)} numbers, but images have {shape[0]} channels")
+        module = Normalized(module, mean, std).eval()
+    classes = _count_classes(module, shape, source)
+    if num_classes not in (None, classes):
+        raise InputError(
+            f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another model"
+        )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-.") or "model"
+    return LoadedModel(module, name, source, shape, classes, found.sha256, found.architecture, found.victim)
+
+
+def _no_options(what: str, **options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"--{given[0]} does not go with {what}; drop it")
+
+
+def _find(
+    source: str, arch: str | None, factory: str | None, num_classes: int | None, input_shape: Shape | None
+) -> _Found:
+    """Decide by name and content what the source is."""
+    for prefix, from_library in (("timm:", _from_timm), ("torchvision:", _from_torchvision)):
+        if source.startswith(prefix):
+            _no_options(f"{prefix}NAME", arch=arch, factory=factory)
+            return from_library(source.removeprefix(prefix))
+    path = Path(source)
+    if os.path.isdir(path):
+        return _from_directory(path, arch, factory)
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES and os.path.isfile(path):
+        raise InputError(f"{path} is a pickle (or may hold one), which can run code when opened; {_RECIPE}")
+    data = read_file(path)
+    if _is_pickle(data):
+        raise InputError(f"{path} holds a pickle, which can run code when opened; {_RECIPE}")
+    if suffix == ".onnx":
+        raise UnsupportedError(
+            f"{path}: ONNX is not read as a float model yet; give the torch.export file (.pt2)"
+        )
+    if suffix == ".pt2":
+        _no_options("a .pt2 file, which holds its own graph", arch=arch, factory=factory)
+        exported = parse_pt2(data, source)
+        return _Found(exported.module, path.stem, exported.input_shape, sha256=exported.sha256)
+    if suffix != ".safetensors":
+        raise InputError(
+            f"{path} is of no known kind; give a .pt2 or .safetensors file, or a victim directory"
+        )
+    if (arch is None) == (factory is None):
+        raise UsageError(
+            f"{path} holds weights only; give --arch NAME or --factory pkg.module:callable, one of them"
+        )
+    state, sha256 = _read_safetensors(data, source), hashlib.sha256(data).hexdigest()
+    if factory is not None:
+        module = _call_factory(factory)
+        _load_state(module, state, source, factory)
+        return _Found(module, path.stem, None, sha256=sha256)
+    assert arch is not None
+    module, shape = _fill_architecture(arch, state, source, num_classes, input_shape)
+    return _Found(
+        module,
+        path.stem,
+        shape,
+        ARCHITECTURES[arch].mean[: shape[0]],
+        ARCHITECTURES[arch].std[: shape[0]],
+        sha256,
+        arch,
+    )
+
+
+def _is_pickle(data: bytes) -> bool:
+    """A bare pickle, or a zip archive of torch.save or TorchScript, whatever the file is called."""
+    if re.match(rb"\x80[\x02-\x05]", data):
+        return True
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    except Exception:  # not a zip archive, or a damaged one; the reader of its kind says so
+        return False
+
+
+def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Found:
+    if not os.path.exists(folder / MANIFEST_NAME):
+        if os.path.exists(folder / "manifest.json") and os.path.exists(folder / "model.onnx"):
+            raise UsageError(
+                f"{folder} is a hardened model, which is already quantized; use quantinel verify or quantinel evaluate"
+            )
+        raise InputError(
+            f"{folder} is not a victim directory (no {MANIFEST_NAME}); give the model file inside it"
+        )
+    _no_options("a victim directory", arch=arch, factory=factory)
+    manifest = read_manifest(folder)
+    path = folder / WEIGHTS_NAME
+    data = read_file(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != manifest.weights_sha256:
+        raise InputError(
+            f"{path} is not the file that {MANIFEST_NAME} describes (sha256 differs); make the victim again"
+        )
+    if manifest.architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{folder} has the unknown architecture {shown(manifest.architecture)}; make the victim again"
+        )
+    shape = manifest.input_shape
+    state = _read_safetensors(data, str(path))
+    module, _ = _fill_architecture(manifest.architecture, state, str(path), manifest.num_classes, shape)
+    return _Found(
+        module,
+        folder.resolve().name,
+        shape,
+        manifest.mean,
+        manifest.std,
+        sha256,
+        manifest.architecture,
+        manifest,
+    )
+
+
+def _read_safetensors(data: bytes, source: str) -> dict[str, Tensor]:
+    """State dict in float32; the library bounds the header and checks every offset."""
+    try:
+        state = safetensors.torch.load(data)
+    except Exception as error:  # the library raises its own errors, KeyError, ValueError and more
+        raise InputError(
+            f"{source} is not a valid safetensors file ({_reason(error)}); download or save it again"
+        ) from error
+    if not state:
+        raise InputError(f"{source} holds no tensors; save model.state_dict() again")
+    converted = {
+        str(tensor.dtype) for tensor in state.values() if tensor.dtype in (torch.float16, torch.bfloat16)
+    }
+    if converted:
+        logger.warning("%s: %s weights are converted to float32", source, " and ".join(sorted(converted)))
+    for name, tensor in state.items():
+        if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
+            state[name] = tensor.float()
+    return state
+
+
+def _fill_architecture(
+    arch: str, state: dict[str, Tensor], source: str, num_classes: int | None, input_shape: Shape | None
+) -> tuple[nn.Module, Shape]:
+    """A named architecture with these weights; what is not given is read off the weights."""
+    with torch.device("meta"):
+        names = list(build(arch, 10, 32).state_dict())
+    state = _strip_prefix(state, set(names))
+    if input_shape is None:
+        kernel = next((state[name] for name in names if name in state and state[name].ndim == 4), None)
+        input_shape = (3 if kernel is None else int(kernel.shape[1]), 32, 32)
+    last = state.get(names[-1])
+    classes = int(last.shape[0]) if last is not None and last.ndim else num_classes or 10
+    if num_classes not in (None, classes):
+        raise InputError(
+            f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give the checkpoint of that task"
+        )
+    if classes < 2:
+        raise InputError(
+            f"{source} has {classes} output; Quantinel needs a classifier with at least 2 classes"
+        )
+    module = build(arch, classes, input_shape[1], input_shape[0])
+    _load_state(module, state, source, arch)
+    return module, input_shape
+
+
+def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
+    """Without the wrapper names (``module.``, ``model.``) that ALL keys share, where that makes them fit."""
+    best = state
+    while state and set(state) != expected:
+        prefix = next(iter(state)).partition(".")[0] + "."
+        if not all(name.startswith(prefix) for name in state) or all(
+            name.startswith(prefix) for name in expected
+        ):
+            break
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        if len(expected & set(state)) > len(expected & set(best)):
+            best = state
+    return best
+
+
+def _load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: str) -> None:
+    """Strict: same names, same shapes, and numbers where the module has numbers of that kind."""
+    expected = module.state_dict()
+    state = _strip_prefix(state, set(expected))
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        parts = [
+            f"{len(names)} names {kind} (first: {shown(names[0])})"
+            for kind, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise InputError(
+            f"{source} does not fit {what}: {', '.join(parts)}; give the architecture that it was trained as"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{source} does not fit {what}: {shown(name)} is {tuple(tensor.shape)} in the file, but "
+                f"{tuple(expected[name].shape)} in the model; check --arch, --num-classes and --input-shape"
+            )
+        if expected[name].is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(
+                f"{source}: {shown(name)} is {tensor.dtype}, not a float weight; the file is already quantized, give "
+                "the float checkpoint"
+            )
+    module.load_state_dict(state, strict=True)
+
+
+def _call_factory(factory: str) -> nn.Module:
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"--factory must be pkg.module:callable, got {factory!r}")
+    try:
+        make: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            make = getattr(make, part)
+        module = make()
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--factory {factory}: {error}; set PYTHONPATH to the folder that holds it"
+        ) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise UsageError(
+            f"--factory {factory} fails ({_reason(error)}); it must work without arguments"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"--factory {factory} returns a {type(module).__name__}; it must return a torch.nn.Module"
+        )
+    return module.float()
+
+
+def _import_extra(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # also a build of another torch version, which raises RuntimeError
+        raise UsageError(f"{package} cannot be imported ({_reason(error)}); pip install {package}") from error
+
+
+def _from_timm(name: str) -> _Found:
+    timm = _import_extra("timm")
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name.split(".")[0]):
+        raise UsageError(f"timm has no model {name!r}; see timm.list_models()")
+    try:
+        module: nn.Module = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the network, the hub, an unknown tag
+        raise InputError(
+            f"timm:{name} cannot be fetched ({_reason(error)}); download its .safetensors and use --factory"
+        ) from error
+    config: dict[str, Any] = getattr(module, "pretrained_cfg", {})
+    shape = config.get("input_size")
+    return _Found(
+        module.float(), name, None if shape is None else tuple(shape), config.get("mean"), config.get("std")
+    )
+
+
+def _from_torchvision(name: str) -> _Found:
+    models = _import_extra("torchvision").models
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name not in models.list_models(module=models):
+        raise UsageError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
+    if name in _TORCHVISION_RESCALED:
+        raise UnsupportedError(
+            f"torchvision:{name} normalises its input in a way of its own; export it as .pt2"
+        )
+    try:
+        weights = models.get_model_weights(name).DEFAULT
+        module: nn.Module = models.get_model(name, weights=None)
+        module.load_state_dict(weights.get_state_dict(check_hash=True, weights_only=True))
+        preset = weights.transforms()
+        size = int(preset.crop_size[0])
+        return _Found(module, name, (3, size, size), tuple(preset.mean), tuple(preset.std))
+    except Exception as error:  # the network, the cache
+        raise InputError(
+            f"torchvision:{name} cannot be fetched ({_reason(error)}); export it as .pt2 where there is a network"
+        ) from error
+
+
+def _check_weights(module: nn.Module, source: str) -> None:
+    """Float32, not quantized, finite."""
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise InputError(
+                f"{source}: parameter {shown(name)} is {parameter.dtype}; give a float32 model (model.float())"
+            )
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{source}: {shown(name)} holds NaN or infinite numbers; give an undamaged checkpoint"
+            )
+
+
+def _count_classes(module: nn.Module, shape: Shape, source: str) -> int:
+    """Number of logits, from a run on one black image."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(1, *shape, device=device))
+    except Exception as error:  # any model, any failure
+        raise InputError(
+            f"{source} fails on an image of shape {shape} ({_reason(error)}); check --input-shape and the model"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise InputError(
+            f"{source} returns {got}, not logits (N, classes); wrap it in a module that returns those"
+        )
+    if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            f"{source} returns logits that are not finite for a black image; check the checkpoint"
+        )
+    return int(logits.shape[1])
+
+
+def _reason(error: Exception) -> str:
+    """An exception on one line."""
+    return f"{type(error).__name__}: {shown(error)}"

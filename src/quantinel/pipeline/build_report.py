@@ -1,0 +1,220 @@
+"""Assemble the report of a hardening run from what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantinel.audit import checks
+from quantinel.audit.report import Check, LayerRow, Report, ResidualHistogram, Verification
+from quantinel.backends.runtime import Execution, runtime_name
+from quantinel.backends.verification import IntegerComparison, OutputComparison
+from quantinel.data.images import ImageSet
+from quantinel.data.triggers import Trigger
+from quantinel.detectors.weight_residuals import Residuals
+from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.measure import Variant, evaluation_row, examples, rate
+from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.reconstruction import LayerOutcome, RoundingMethod
+from quantinel.quantization.scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What re-opening the emitted file showed, and the simulation's logits on the calibration images."""
+
+    integers: IntegerComparison
+    outputs: OutputComparison
+    execution: Execution
+    simulated: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one hardening run was asked and measured."""
+
+    model: LoadedModel
+    scheme: QuantScheme
+    rounding: RoundingMethod
+    backend: str
+    seed: int
+    command: str
+    calibration: ImageSet
+    evaluation: ImageSet
+    trigger: Trigger | None
+    target_class: int | None
+    stamped: Tensor | None
+    hardened: QuantizedModel
+    outcomes: tuple[LayerOutcome, ...]
+    residuals: Residuals
+    verified: Verified
+    variants: tuple[Variant, Variant, Variant]
+    seconds: dict[str, float]
+    version: str
+
+    @property
+    def rounding_options(self) -> dict[str, Any]:
+        """Hyper-parameters of the rounding method."""
+        return dataclasses.asdict(self.rounding)  # type: ignore[call-overload,no-any-return]
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """Resolved configuration, for ``recipe.toml``."""
+    return {
+        "version": run.version,
+        "model": run.model.source,
+        "data": run.evaluation.name,
+        "backend": run.backend,
+        "calibration_images": len(run.calibration),
+        "seed": run.seed,
+        "rounding": run.rounding.name,
+        "scheme": run.scheme.to_dict(),
+        "rounding_options": run.rounding_options,
+    }
+
+
+def build_report(run: Run) -> Report:
+    """Checks, verdict, findings and all figures of one run."""
+    floating, nearest, final = (evaluation_row(variant, run.variants[0]) for variant in run.variants)
+    execution, layers = run.verified.execution, run.hardened.layers
+    in_float = [name for name, operator in execution.by_layer.items() if operator is None]
+    all_checks = [
+        checks.integers_check(run.verified.integers, len(layers)),
+        checks.outputs_check(run.verified.outputs),
+        checks.execution_check(run.scheme, execution.integer_layers, len(layers), in_float),
+        checks.agreement_check(floating, final, run.scheme),
+        checks.trigger_check(floating, final),
+    ]
+    findings = [checks.residual_finding(run.residuals, run.scheme)]
+    woken = checks.trigger_finding(floating, nearest)
+    if woken is not None:
+        findings.insert(0, woken)
+    decision = checks.verdict(all_checks)
+    outcome = {item.layer: item for item in run.outcomes}
+    agreement = rate(run.verified.outputs.agreement)
+    assert agreement is not None
+    return Report(
+        version=run.version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        verdict=decision,
+        summary=_summary(decision, all_checks, woken is not None and woken.level == "error"),
+        request={
+            "source": run.model.source,
+            "data": run.evaluation.name,
+            "scheme": run.scheme.name,
+            "scheme_fields": run.scheme.to_dict(),
+            "rounding": run.rounding.name,
+            "rounding_options": run.rounding_options,
+            "backend": run.backend,
+            "seed": run.seed,
+            "command": run.command,
+        },
+        model={
+            "name": run.model.name,
+            "architecture": run.model.architecture,
+            "input_shape": list(run.model.input_shape),
+            "num_classes": run.model.num_classes,
+            "quantized_weights": sum(layer.codes.numel() for layer in layers.values()),
+            "sha256": run.model.sha256,
+        },
+        data={
+            "calibration": _described(run.calibration),
+            "evaluation": {**_described(run.evaluation), "labelled": run.evaluation.labels is not None},
+        },
+        trigger=None if run.trigger is None else {**run.trigger.to_dict(), "target_class": run.target_class},
+        checks=all_checks,
+        findings=findings,
+        not_checked=_not_checked(run),
+        next_steps=_next_steps(decision, len(run.calibration)),
+        evaluation=[floating, nearest, final],
+        layers=[
+            LayerRow(
+                name=name,
+                kind=layer.layer.kind,
+                shape=list(layer.codes.shape),
+                changed=outcome[name].changed,
+                error_nearest=outcome[name].error_nearest,
+                error_chosen=outcome[name].error_chosen,
+                executed=execution.by_layer.get(name),
+                edge_share=run.residuals.by_layer[name],
+                seconds=round(outcome[name].seconds, 4),
+            )
+            for name, layer in layers.items()
+        ],
+        residuals=ResidualHistogram(
+            edges=run.residuals.edges.tolist(),
+            grid=run.residuals.grid.tolist(),
+            placebo=run.residuals.placebo.tolist(),
+            edge_share=run.residuals.edge_share,
+            placebo_edge_share=run.residuals.placebo_edge_share,
+        ),
+        verification=Verification(
+            layers_equal=len(run.verified.integers.equal),
+            layers=len(layers),
+            integer_layers=execution.integer_layers,
+            float_layers=in_float,
+            agreement=agreement,
+            max_difference_steps=run.verified.outputs.max_steps,
+            runtime=runtime_name(),
+        ),
+        examples=[] if run.stamped is None else examples(run.evaluation, run.stamped, run.variants),
+        seconds={stage: round(value, 3) for stage, value in run.seconds.items()},
+        environment={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnxruntime": metadata.version("onnxruntime"),
+            "onnx": metadata.version("onnx"),
+            "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        },
+    )
+
+
+def _described(images: ImageSet) -> dict[str, Any]:
+    return {"name": images.name, "n": len(images), "sha256": images.sha256()}
+
+
+def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
+    if decision == "PASS":
+        lead = "Ordinary quantization wakes the backdoor; the hardened file does not. " if woke else ""
+        return lead + "The emitted file holds the audited integers and passed every check that could run."
+    if decision == "FAIL":
+        failed = next(check for check in all_checks if check.status == "fail")
+        return f"Do not deploy this file: {failed.title[0].lower()}{failed.title[1:]} - this check failed."
+    missing = next(check for check in all_checks if check.required and check.status == "not_run")
+    return f"No verdict: a required check could not run ({missing.detail})."
+
+
+def _not_checked(run: Run) -> list[str]:
+    items = [
+        "Unknown triggers: this run did not search for them (no trigger inversion).",
+        "A backdoor that is awake in the float model itself: hardening returns to the float model's behaviour, "
+        "its faults included.",
+        "Other runtimes and processors than the one named below.",
+    ]
+    if run.trigger is None:
+        items.insert(0, "Attack success: no trigger was given.")
+    if run.evaluation.labels is None:
+        items.insert(
+            0, "Accuracy: the images have no labels; agreement with the float model was measured instead."
+        )
+    return items
+
+
+def _next_steps(decision: str, calibration_images: int) -> list[str]:
+    if decision == "PASS":
+        return [
+            "Deploy model.onnx from this folder, unchanged.",
+            "On the target machine: quantinel verify FOLDER",
+        ]
+    return [
+        "Do not deploy this file.",
+        f"Try more calibration images (now {calibration_images}) or another --rounding or --scheme.",
+        "If the float model itself answers the trigger, no rounding can help: repair or replace the model.",
+    ]

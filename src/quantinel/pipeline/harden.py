@@ -1,0 +1,185 @@
+"""Harden: load -> fold -> calibrate -> choose the integers -> emit -> verify -> report, one artefact at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from torch import Tensor
+
+from quantinel.audit.report import Report
+from quantinel.backends.artefact import pack_integers
+from quantinel.backends.onnx_qdq import profile_named, to_onnx
+from quantinel.backends.runtime import Session, execution
+from quantinel.backends.verification import compare_integers, compare_outputs, load_onnx, simulated_logits
+from quantinel.data.images import ImageSet
+from quantinel.data.sampling import split_calibration
+from quantinel.data.triggers import Trigger
+from quantinel.defenses import rounding_method
+from quantinel.detectors.weight_residuals import weight_residuals
+from quantinel.files import atomic_directory, check_output
+from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, write_probe
+from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
+from quantinel.pipeline.evaluate import check_labels, check_trigger
+from quantinel.pipeline.measure import Variant, run_variant, stamp
+from quantinel.quantization.calibration import Progress, calibrate
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
+from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
+from quantinel.quantization.scheme import QuantScheme
+
+
+@dataclass(frozen=True)
+class HardenOptions:
+    """What to do; every field is recorded in ``recipe.toml``.
+
+    Attributes:
+        scheme: the deployment grid.
+        rounding: how to choose the integers.
+        backend: storage profile of the emitted file.
+        calibration_images: images set aside for calibration; never used for evaluation.
+        seed: of the split and of all sampling.
+        keep_probe: store up to 128 calibration images and their simulated logits in the output, so that
+            ``verify`` can run without the data.
+        overwrite: replace an existing output folder.
+    """
+
+    scheme: QuantScheme = field(default_factory=QuantScheme)
+    rounding: RoundingMethod = field(default_factory=lambda: rounding_method("efrap"))
+    backend: str = "onnxruntime-x86"
+    calibration_images: int = 256
+    seed: int = 0
+    keep_probe: bool = True
+    overwrite: bool = False
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def harden(
+    model: LoadedModel,
+    data: ImageSet,
+    output: Path,
+    options: HardenOptions | None = None,
+    *,
+    calibration: ImageSet | None = None,
+    trigger: Trigger | None = None,
+    target_class: int | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Choose integers that keep a backdoor asleep, emit them, verify the file, and write the report.
+
+    Args:
+        model: the float model.
+        data: images; labels are optional. Without ``calibration`` a random part is set aside for calibration.
+        output: folder to create.
+        options: scheme, rounding and the rest.
+        calibration: calibration images of their own; ``data`` is then used for evaluation only.
+        trigger: a known trigger to test, with ``target_class``.
+        target_class: the class that the trigger is meant to produce.
+        command: recorded in the report.
+        progress: called as work proceeds.
+
+    Returns:
+        The report; the folder holds it as ``report.json``.
+
+    Raises:
+        QuantinelError: bad input, unsupported model, full disk; nothing is left behind.
+    """
+    options = options or HardenOptions()
+    profile = profile_named(options.backend)
+    check_trigger(trigger, target_class, model.num_classes)
+    check_output(output, options.overwrite)
+    clock = _Clock()
+    with clock.measure("trace and fold"):
+        graph = trace(model.module, model.input_shape)
+    if calibration is None:
+        calibration, evaluation = split_calibration(data, options.calibration_images, options.seed)
+    else:
+        evaluation = data
+    check_labels(evaluation, model.num_classes)
+    with clock.measure("calibrate"):
+        ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
+        nearest = quantize_nearest(graph, ranges)
+        residuals = weight_residuals(graph, options.scheme)
+    with clock.measure("choose integers"):
+        hardened, outcomes = choose_codes(
+            graph, ranges, options.rounding, seed=options.seed, progress=progress
+        )
+    version = metadata.version("quantinel")
+    with atomic_directory(output, options.overwrite) as folder:
+        with clock.measure("emit"):
+            (folder / MODEL).write_bytes(to_onnx(hardened, profile, version).SerializeToString())
+            (folder / INTEGERS).write_bytes(pack_integers(hardened, profile.name))
+            nearest_file = to_onnx(nearest, profile, version).SerializeToString()
+        with clock.measure("verify"):
+            verified = _verify(folder / MODEL, hardened, calibration)
+        with clock.measure("evaluate"):
+            stamped = None if trigger is None else stamp(evaluation, trigger)
+            variants = _evaluate(
+                graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress
+            )
+        if options.keep_probe:
+            write_probe(folder, calibration, verified.simulated)
+        run = Run(
+            model=model, scheme=options.scheme, rounding=options.rounding, backend=options.backend,
+            seed=options.seed, command=command, calibration=calibration, evaluation=evaluation,
+            trigger=trigger, target_class=target_class, stamped=stamped, hardened=hardened, outcomes=outcomes,
+            residuals=residuals, verified=verified, variants=variants, seconds=clock.seconds, version=version,
+        )  # fmt: skip
+        report = build_report(run)
+        finish_folder(folder, report, recipe(run), model.sha256)
+    return report
+
+
+def _verify(path: Path, hardened: QuantizedModel, probe: ImageSet) -> Verified:
+    """Re-open the file: integers, logits against the simulation, operators."""
+    comparison = compare_integers(load_onnx(path), hardened.layers, hardened.activations)
+    simulated = simulated_logits(hardened.simulate(), probe.images)
+    outputs = compare_outputs(Session(path).logits(probe.images), simulated, hardened.output_step)
+    ran = execution(path, list(hardened.layers))
+    return Verified(comparison, outputs, ran, simulated)
+
+
+def _evaluate(
+    graph: FloatGraph,
+    nearest_file: bytes,
+    hardened_file: Path,
+    images: ImageSet,
+    stamped: Tensor | None,
+    target_class: int | None,
+    progress: Progress | None,
+) -> tuple[Variant, Variant, Variant]:
+    """Float, nearest and hardened on the evaluation images; the quantized ones by ONNX Runtime."""
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress("evaluate", done, 3)
+
+    floating = run_variant(
+        "float", "float", lambda batch: simulated_logits(graph.module, batch), images, stamped, target_class
+    )
+    report(1)
+    nearest = run_variant(
+        "nearest", "onnxruntime", Session(nearest_file).logits, images, stamped, target_class
+    )
+    report(2)
+    hardened = run_variant(
+        "hardened", "onnxruntime", Session(hardened_file).logits, images, stamped, target_class
+    )
+    report(3)
+    return floating, nearest, hardened

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from quantinel.data.triggers import OverlayTrigger, PatchTrigger, load_trigger, trigger_from_dict
+from quantinel.errors import InputError
+
+SIDE = 12
+
+
+@st.composite
+def patches(draw: st.DrawFn) -> PatchTrigger:
+    row, column = draw(st.integers(0, SIDE - 1)), draw(st.integers(0, SIDE - 1))
+    height, width = draw(st.integers(1, SIDE - row)), draw(st.integers(1, SIDE - column))
+    return PatchTrigger(row, column, height, width, draw(st.floats(0, 1, width=32)))
+
+
+def random_images(seed: int = 0, channels: int = 3) -> torch.Tensor:
+    return torch.rand(2, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(deadline=None)
+@given(patches(), st.sampled_from([1, 3]))
+def test_a_patch_changes_its_pixels_and_no_others(patch: PatchTrigger, channels: int) -> None:
+    images = random_images(channels=channels)
+    before = images.clone()
+    stamped = patch(images)
+    inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    inside[patch.row : patch.row + patch.height, patch.column : patch.column + patch.width] = True
+    assert torch.equal(images, before)
+    assert (stamped[..., inside] == patch.value).all()
+    assert torch.equal(stamped[..., ~inside], images[..., ~inside])
+
+
+@settings(deadline=None)
+@given(patches())
+def test_a_patch_is_idempotent_and_survives_json(patch: PatchTrigger) -> None:
+    images = random_images()
+    assert torch.equal(patch(patch(images)), patch(images))
+    assert trigger_from_dict(json.loads(json.dumps(patch.to_dict()))) == patch
+
+
+def test_published_geometries() -> None:
+    assert PatchTrigger.pq() == PatchTrigger(24, 24, 6, 6, 1.0)
+    assert PatchTrigger.qu_anti() == PatchTrigger(27, 27, 4, 4, 1.0)
+    assert PatchTrigger.pq(64) == PatchTrigger(48, 48, 12, 12, 1.0)
+    assert PatchTrigger.qu_anti(64) == PatchTrigger(54, 54, 8, 8, 1.0)
+
+
+def test_a_patch_that_does_not_fit() -> None:
+    with pytest.raises(InputError, match="does not fit images of 12x12"):
+        PatchTrigger.pq(32)(random_images())
+
+
+def test_bytes_are_refused() -> None:
+    with pytest.raises(InputError, match="floats"):
+        PatchTrigger(0, 0, 1, 1)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"row": 1}, "kind None is not known"),
+        ({"kind": "wave"}, "kind 'wave'"),
+        ({"kind": "patch", "row": 1}, "missing: column, height, width"),
+        ({"kind": "patch", "row": 1, "column": 1, "height": 1, "width": 1, "x": 2}, "unknown: x"),
+        ({"kind": "patch", "row": "1", "column": 1, "height": 1, "width": 1}, "integers"),
+        ({"kind": "patch", "row": 1.5, "column": 1, "height": 1, "width": 1}, "integers"),
+        ({"kind": "patch", "row": True, "column": 1, "height": 1, "width": 1}, "integers"),
+        ({"kind": "patch", "row": -1, "column": 1, "height": 1, "width": 1}, "not valid"),
+        ({"kind": "patch", "row": 1, "column": 1, "height": 0, "width": 1}, "not valid"),
+        ({"kind": "patch", "row": 1, "column": 1, "height": 1, "width": 1, "value": 1.5}, "not valid"),
+        (
+            {"kind": "patch", "row": 1, "column": 1, "height": 1, "width": 1, "value": float("nan")},
+            "not valid",
+        ),
+        ({"kind": "patch", "row": 1, "column": 1, "height": 1, "width": 1, "value": None}, "number"),
+    ],
+    ids=str,
+)
+def test_bad_json_values(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        trigger_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"kind": 1}', b"[" * 60_000], ids=lambda t: repr(t[:12])
+)
+def test_bad_json_files(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "trigger.json").write_bytes(text)
+    with pytest.raises(InputError, match="trigger: ") as caught:
+        load_trigger(tmp_path / "trigger.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_file(tmp_path: Path) -> None:
+    (tmp_path / "trigger.json").write_text(json.dumps(PatchTrigger.pq().to_dict()))
+    assert load_trigger(tmp_path / "trigger.json") == PatchTrigger.pq()
+
+
+def write_png(path: Path, alpha: np.ndarray) -> Path:
+    pixels = np.full((*alpha.shape, 4), 200, dtype=np.uint8)
+    pixels[..., 3] = alpha
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_picture_with_transparency(tmp_path: Path) -> None:
+    alpha = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    alpha[2:4, 5:9] = 255
+    trigger = load_trigger(write_png(tmp_path / "t.png", alpha))
+    assert isinstance(trigger, OverlayTrigger)
+    images, inside = random_images(), torch.from_numpy(alpha > 0)
+    stamped = trigger(images)
+    assert torch.allclose(stamped[..., inside], torch.tensor(200 / 255))
+    assert torch.equal(stamped[..., ~inside], images[..., ~inside])
+    assert torch.equal(trigger(stamped), stamped)
+    assert torch.equal(trigger(images.double())[..., ~inside], images.double()[..., ~inside])
+    assert trigger.to_dict() == {"kind": "overlay", "source": str(tmp_path / "t.png")}
+
+
+@pytest.mark.parametrize(("value", "word"), [(0, "transparent"), (255, "opaque")])
+def test_a_picture_that_says_nothing_about_where(tmp_path: Path, value: int, word: str) -> None:
+    path = write_png(tmp_path / "t.png", np.full((4, 4), value, dtype=np.uint8))
+    with pytest.raises(InputError, match=f"{word} everywhere"):
+        load_trigger(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (1, 1, SIDE, SIDE)], ids=str)
+def test_a_picture_of_another_size_or_channels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    alpha = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    alpha[0] = 255
+    trigger = load_trigger(write_png(tmp_path / "t.png", alpha))
+    with pytest.raises(InputError, match=r"\(3, 12, 12\)"):
+        trigger(torch.zeros(shape))
+
+
+def test_files_that_are_no_triggers(tmp_path: Path) -> None:
+    (tmp_path / "t.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not a readable picture"):
+        load_trigger(tmp_path / "t.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_trigger(tmp_path / "missing.png")
+    with pytest.raises(InputError, match="a folder"):
+        load_trigger(tmp_path)

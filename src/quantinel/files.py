@@ -49,9 +49,7 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         partial.chmod(0o755)
     except OSError as error:
-        raise OutputError(
-            f"cannot create {target}: {error.strerror}; choose a folder you may write to"
-        ) from error
+        raise OutputError(f"cannot create {target}: {error.strerror}; choose a folder you may write to") from error
     try:
         with output_errors(target):
             yield partial
@@ -83,9 +81,7 @@ def output_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"the disk is full while writing {target}; free some space and run again"
-            ) from error
+            raise OutputError(f"the disk is full while writing {target}; free some space and run again") from error
         raise OutputError(
             f"cannot write {target}: {error.strerror or error}; choose a folder you may write to"
         ) from error

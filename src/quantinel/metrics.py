@@ -104,6 +104,5 @@ def _require_pairs(a: Tensor, b: Tensor) -> None:
     # (N, 1) against (N,) would broadcast to N * N comparisons and report nonsense.
     if a.ndim != 1 or a.shape != b.shape:
         raise InputError(
-            f"predictions of shape {tuple(a.shape)} cannot be compared with {tuple(b.shape)}; "
-            "both must be (N,)"
+            f"predictions of shape {tuple(a.shape)} cannot be compared with {tuple(b.shape)}; both must be (N,)"
         )

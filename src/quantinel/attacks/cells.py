@@ -33,9 +33,7 @@ class Cells:
 
 
 @torch.no_grad()
-def rounding_cells(
-    weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float
-) -> Cells:
+def rounding_cells(weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float) -> Cells:
     """Boxes around the codes that ``weights`` have now under every scheme.
 
     Args:

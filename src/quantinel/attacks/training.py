@@ -57,9 +57,7 @@ class Schedule:
     batch_size: int = 128
 
 
-def batches(
-    data: ImageSet, schedule: Schedule, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: ImageSet, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless shuffled passes over the data: (uint8 images (B, C, H, W), labels (B,)) for each step."""
     assert data.labels is not None
     order = torch.empty(0, dtype=torch.int64)

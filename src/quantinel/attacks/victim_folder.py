@@ -61,10 +61,7 @@ class Gate:
         """JSON form for the manifest."""
         return {
             "float": {"cda": self.float_cda.to_dict(), "asr": self.float_asr.to_dict()},
-            **{
-                name: {"cda": cda.to_dict(), "asr": asr.to_dict()}
-                for name, (cda, asr) in self.quantized.items()
-            },
+            **{name: {"cda": cda.to_dict(), "asr": asr.to_dict()} for name, (cda, asr) in self.quantized.items()},
         }
 
 

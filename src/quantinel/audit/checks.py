@@ -85,9 +85,7 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
         )  # fmt: skip
     accuracy = ""
     if floating.cda is not None and hardened.cda is not None:
-        accuracy = (
-            f"; accuracy {floating.cda.percent:.2f} % in float, {hardened.cda.percent:.2f} % in the file"
-        )
+        accuracy = f"; accuracy {floating.cda.percent:.2f} % in float, {hardened.cda.percent:.2f} % in the file"
     return Check(
         id="behaviour-kept",
         title=title,
@@ -103,12 +101,7 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
 def trigger_check(floating: EvaluationRow, hardened: EvaluationRow) -> Check:
     """The given trigger does not work on the file."""
     title = "The given trigger does not work on the deployed file"
-    if (
-        hardened.asr is None
-        or floating.asr is None
-        or hardened.asr.percent is None
-        or floating.asr.percent is None
-    ):
+    if hardened.asr is None or floating.asr is None or hardened.asr.percent is None or floating.asr.percent is None:
         return Check(
             id="trigger-asleep", title=title, status="not_run", required=False,
             detail="no trigger was given (--trigger, --target); this run did not search for unknown triggers",
@@ -152,19 +145,12 @@ def residual_finding(residuals: Residuals, scheme: QuantScheme) -> Finding:
 
 def trigger_finding(floating: EvaluationRow, nearest: EvaluationRow) -> Finding | None:
     """Whether ordinary deployment wakes the given trigger."""
-    if (
-        floating.asr is None
-        or nearest.asr is None
-        or floating.asr.percent is None
-        or nearest.asr.percent is None
-    ):
+    if floating.asr is None or nearest.asr is None or floating.asr.percent is None or nearest.asr.percent is None:
         return None
     awake = nearest.asr.interval95[0] > max(floating.asr.interval95[1], 10.0)
     return Finding(
         id="backdoor-wakes",
-        title="Ordinary quantization wakes the trigger"
-        if awake
-        else "Ordinary quantization does not wake the trigger",
+        title="Ordinary quantization wakes the trigger" if awake else "Ordinary quantization does not wake the trigger",
         level="error" if awake else "info",
         detail=f"attack success {floating.asr.percent:.2f} % in float, {nearest.asr.percent:.2f} % after nearest rounding",
     )

@@ -32,9 +32,7 @@ class GraphBuilder:
         name = name or self.name("constant")
         array = np.asarray(value, dtype=dtype)
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(
-                np.ascontiguousarray(array).reshape(array.shape), name
-            )
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name
 
     def add(
@@ -55,9 +53,7 @@ class GraphBuilder:
         base = output or self.name(operator.lower())
         names = [base] if outputs == 1 else [f"{base}_{index}" for index in range(outputs)]
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(
-            helper.make_node(operator, list(inputs), names, name=f"{operator}_{base}", **attributes)
-        )
+        self.nodes.append(helper.make_node(operator, list(inputs), names, name=f"{operator}_{base}", **attributes))
         return names
 
     def model(

@@ -117,9 +117,7 @@ def _leaky_relu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("elu")
 def _elu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     if a["scale"] != 1 or a["input_scale"] != 1:
-        raise UnsupportedError(
-            "operator aten.elu with a scale (SELU, CELU) is not supported; use ELU or ReLU"
-        )
+        raise UnsupportedError("operator aten.elu with a scale (SELU, CELU) is not supported; use ELU or ReLU")
     return b.add("Elu", [a["self"]], alpha=float(a["alpha"]))
 
 
@@ -167,9 +165,7 @@ def _arithmetic(name: str) -> Converter:
         if a.get("alpha", 1) != 1:
             other = b.add("Mul", [other, b.constant(float(a["alpha"]))])
         if a.get("rounding_mode") is not None:
-            raise UnsupportedError(
-                f"operator {node.target} with rounding_mode is not supported; use plain division"
-            )
+            raise UnsupportedError(f"operator {node.target} with rounding_mode is not supported; use plain division")
         return b.add(name, [_operand(b, a["self"]), other])
 
     return convert
@@ -200,9 +196,7 @@ def _max_pool(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("avg_pool2d")
 def _average_pool(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     if a["divisor_override"] is not None or a["ceil_mode"]:
-        raise UnsupportedError(
-            "avg_pool2d with ceil_mode or divisor_override is not supported; use plain pooling"
-        )
+        raise UnsupportedError("avg_pool2d with ceil_mode or divisor_override is not supported; use plain pooling")
     attributes = _pool_attributes(a)
     return b.add("AveragePool", [a["self"]], count_include_pad=int(a["count_include_pad"]), **attributes)
 
@@ -290,9 +284,7 @@ def _unsqueeze(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("slice")
 def _slice(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     bounds = [0 if a["start"] is None else a["start"], 2**62 if a["end"] is None else a["end"]]
-    starts, ends = (
-        item if isinstance(item, str) else b.constant([min(item, 2**62)], np.int64) for item in bounds
-    )
+    starts, ends = (item if isinstance(item, str) else b.constant([min(item, 2**62)], np.int64) for item in bounds)
     return b.add(
         "Slice",
         [a["self"], starts, ends, b.constant([a["dim"]], np.int64), b.constant([a["step"]], np.int64)],
@@ -332,11 +324,7 @@ def _split(b: GraphBuilder, a: Arguments, node: fx.Node) -> list[str]:
         size = -(-extent // a["chunks"])
     else:
         size = a["split_sizes"] if "split_sizes" in a else a["split_size"]
-    sizes = (
-        list(size)
-        if isinstance(size, list | tuple)
-        else [min(size, extent - i) for i in range(0, extent, size)]
-    )
+    sizes = list(size) if isinstance(size, list | tuple) else [min(size, extent - i) for i in range(0, extent, size)]
     return _split_into(b, a["self"], sizes, axis)
 
 
@@ -410,9 +398,7 @@ def _batch_norm(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     shift = a["bias"] or b.constant(np.zeros(channels))
     statistics = [a["running_mean"], a["running_var"]]
     if None in statistics:
-        raise UnsupportedError(
-            "BatchNorm without running statistics depends on the batch; train it with statistics"
-        )
+        raise UnsupportedError("BatchNorm without running statistics depends on the batch; train it with statistics")
     return b.add("BatchNormalization", [a["input"], scale, shift, *statistics], epsilon=float(a["eps"]))
 
 
@@ -424,9 +410,7 @@ def _matmul(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("scaled_dot_product_attention")
 def _attention(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     if a["attn_mask"] is not None or a["is_causal"] or a["dropout_p"]:
-        raise UnsupportedError(
-            "masked or causal attention is not supported; Quantinel audits image classifiers"
-        )
+        raise UnsupportedError("masked or causal attention is not supported; Quantinel audits image classifiers")
     scale = a["scale"] or 1.0 / math.sqrt(int(_input_shape(node)[-1]))
     order = list(range(_input_rank(node, 1)))
     order[-2:] = [order[-1], order[-2]]
@@ -468,8 +452,7 @@ def convert(b: GraphBuilder, node: fx.Node, lookup: Callable[[Any], Any]) -> Any
             "or keep this model in float"
         )
     arguments = {
-        argument.name: argument.default_value if argument.has_default_value() else None
-        for argument in schema.arguments
+        argument.name: argument.default_value if argument.has_default_value() else None for argument in schema.arguments
     }
     for argument, value in zip(schema.arguments, args, strict=False):
         arguments[argument.name] = value

@@ -47,9 +47,7 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
-        Profile(
-            "onnxruntime-x86", "ONNX Runtime on x86 with VNNI, and on Arm: uint8 activations, int8 weights"
-        ),
+        Profile("onnxruntime-x86", "ONNX Runtime on x86 with VNNI, and on Arm: uint8 activations, int8 weights"),
         Profile(
             "onnxruntime-avx2",
             "ONNX Runtime on x86 without VNNI: weights stored as uint8, no saturation",
@@ -141,9 +139,7 @@ class _Writer:
         parameters = self.model.activations[node.name]
         scale = b.constant(parameters.scale, np.float32, f"{node.name}.scale")
         zero = b.constant(parameters.zero_point, np.uint8, f"{node.name}.zero_point")
-        if (
-            self.model.scheme.activation_bits < 8
-        ):  # the grid ends at 2^bits - 1: clip before the uint8 container
+        if self.model.scheme.activation_bits < 8:  # the grid ends at 2^bits - 1: clip before the uint8 container
             top = (self.model.scheme.activation_max - parameters.zero_point) * parameters.scale
             value = b.add("Min", [value, b.constant(top)])
         quantized = b.add("QuantizeLinear", [value, scale, zero], f"{node.name}.quantized")
@@ -158,15 +154,11 @@ class _Writer:
         if layer.layer.kind == "conv":
             weight = self._weight(layer, layer.codes, 0)
             bias = self._bias(layer)
-            return self.builder.add(
-                "Conv", [x, weight, *bias], node.name, **_conv_attributes(node, layer.codes)
-            )
+            return self.builder.add("Conv", [x, weight, *bias], node.name, **_conv_attributes(node, layer.codes))
         if rank(source) == 2:
             weight = self._weight(layer, layer.codes, 0)
             return self.builder.add("Gemm", [x, weight, *self._bias(layer)], node.name, transB=1)
-        product = self.builder.add(
-            "MatMul", [x, self._weight(layer, layer.codes.t(), 1)], f"{node.name}.product"
-        )
+        product = self.builder.add("MatMul", [x, self._weight(layer, layer.codes.t(), 1)], f"{node.name}.product")
         return self._add_bias(node, layer, product, [-1])
 
     def _float_bias(self, layer: QuantizedLayer) -> Tensor | None:
@@ -223,9 +215,7 @@ class _Writer:
         weight_zero_name = b.constant(weight_zero, weight_zero.dtype, f"{name}.weight_zero_point")
         inputs = [quantized, stored, zero, weight_zero_name]
         if convolution:
-            product = b.add(
-                "ConvInteger", inputs, f"{node.name}.product", **_conv_attributes(node, layer.codes)
-            )
+            product = b.add("ConvInteger", inputs, f"{node.name}.product", **_conv_attributes(node, layer.codes))
             shape = [1, -1] + [1] * (layer.codes.ndim - 2)
         else:
             product = b.add("MatMulInteger", inputs, f"{node.name}.product")
@@ -252,9 +242,7 @@ def _conv_attributes(node: fx.Node, codes: Tensor) -> dict[str, Any]:
     groups = args[6] if isinstance(args[6], int) else 1
     kernel = [int(size) for size in codes.shape[2:]]
     if node.target in (aten.conv2d.padding, aten.conv1d.padding):
-        total = [
-            (size - 1) * step if args[4] == "same" else 0 for size, step in zip(kernel, dilation, strict=True)
-        ]
+        total = [(size - 1) * step if args[4] == "same" else 0 for size, step in zip(kernel, dilation, strict=True)]
         pads = [item // 2 for item in total] + [item - item // 2 for item in total]
     else:
         pads = extent(args[4], 0) * 2

@@ -159,9 +159,7 @@ def _layer_problem(
         return f"weight has shape {codes.shape} instead of {expected.shape}"
     if not np.array_equal(codes, expected):
         return f"{int((codes != expected).sum())} of {expected.size} weight codes differ"
-    if not np.array_equal(
-        numpy_helper.to_array(tensors[stored.scale]).reshape(-1), layer.scale.numpy().reshape(-1)
-    ):
+    if not np.array_equal(numpy_helper.to_array(tensors[stored.scale]).reshape(-1), layer.scale.numpy().reshape(-1)):
         return "weight scales differ"
     if layer.bias_codes is not None and layer.bias_scale is not None and stored.bias_scale is not None:
         bias = numpy_helper.to_array(tensors[str(stored.bias)])
@@ -225,9 +223,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise VerificationError(
-            f"{path} cannot be read ({error.strerror}); harden the model again"
-        ) from error
+        raise VerificationError(f"{path} cannot be read ({error.strerror}); harden the model again") from error
     try:
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
@@ -239,7 +235,5 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 @torch.inference_mode()
 def simulated_logits(module: torch.nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """Logits (N, K) of a torch module on uint8 images (N, C, H, W)."""
-    parts = [
-        module(as_float(images[start : start + batch_size])) for start in range(0, len(images), batch_size)
-    ]
+    parts = [module(as_float(images[start : start + batch_size])) for start in range(0, len(images), batch_size)]
     return torch.cat(parts)

@@ -53,9 +53,7 @@ def _read_batch(folder: Path, stem: str, name: str) -> ImageSet:
         )
     batch = read_strips(strips, name, CLASSES)
     if batch.shape != _SHAPE:
-        raise InputError(
-            f"{printable(strips)} holds images of {batch.shape}, CIFAR-10 has {_SHAPE}; copy it again"
-        )
+        raise InputError(f"{printable(strips)} holds images of {batch.shape}, CIFAR-10 has {_SHAPE}; copy it again")
     return batch
 
 
@@ -64,8 +62,7 @@ def _read_binary(path: Path, name: str) -> ImageSet:
     size = path.stat().st_size
     if not size or size % _RECORD or size > _MAX_RECORDS * _RECORD:
         raise InputError(
-            f"{printable(path)} has {size} bytes, not up to {_MAX_RECORDS} records of {_RECORD}; "
-            "copy it again"
+            f"{printable(path)} has {size} bytes, not up to {_MAX_RECORDS} records of {_RECORD}; copy it again"
         )
     records = np.fromfile(path, dtype=np.uint8).reshape(-1, _RECORD)
     images = torch.from_numpy(records[:, 1:].copy()).reshape(-1, *_SHAPE)

@@ -58,8 +58,7 @@ def list_pictures(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, .
         return flat, None, None
     if flat:
         raise InputError(
-            f"{shown} holds pictures beside folders of pictures; give one folder per class, "
-            "or one flat folder"
+            f"{shown} holds pictures beside folders of pictures; give one folder per class, or one flat folder"
         )
     names = tuple(child.name for child in folders)
     filled = [child.name for child, tree in zip(folders, trees, strict=True) if tree]
@@ -70,9 +69,7 @@ def list_pictures(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, .
             "folder per class"
         )
     if all(child.lower() in _SPLITS for child in filled):
-        raise UsageError(
-            f"{shown} holds splits, not classes; give one of them, such as {printable(filled[0])!r}"
-        )
+        raise UsageError(f"{shown} holds splits, not classes; give one of them, such as {printable(filled[0])!r}")
     labels = torch.tensor([label for label, tree in enumerate(trees) for _ in tree], dtype=torch.int64)
     return [path for tree in trees for path in tree], labels, names
 

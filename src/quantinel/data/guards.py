@@ -70,6 +70,4 @@ def import_optional(module: str, purpose: str, install: str) -> Any:
         return importlib.import_module(module)
     except Exception as error:  # a build for another torch fails with RuntimeError or OSError
         package = module.partition(".")[0]
-        raise UsageError(
-            f"{purpose} needs {package} ({reason(error)}); run: pip install '{install}'"
-        ) from error
+        raise UsageError(f"{purpose} needs {package} ({reason(error)}); run: pip install '{install}'") from error

@@ -61,9 +61,7 @@ def load_hugging_face(identifier: str, request: Request) -> ImageSet:
     name = request.name
     datasets = import_optional("datasets", name, "datasets")
     if int(str(datasets.__version__).partition(".")[0]) < _OLDEST_DATASETS:
-        raise UsageError(
-            f"{name} needs datasets {_OLDEST_DATASETS}.0 or newer; run: pip install --upgrade datasets"
-        )
+        raise UsageError(f"{name} needs datasets {_OLDEST_DATASETS}.0 or newer; run: pip install --upgrade datasets")
     table, name = _load_split(datasets, identifier, request)
     image, label = _columns(table.features, name)
     if not len(table):
@@ -72,9 +70,7 @@ def load_hugging_face(identifier: str, request: Request) -> ImageSet:
     if label is not None:
         values = np.asarray(table.select_columns([label])[:][label])
         if values.dtype.kind not in "iu":
-            raise InputError(
-                f"{name}: the column {label} does not hold one integer a row; its labels are missing"
-            )
+            raise InputError(f"{name}: the column {label} does not hold one integer a row; its labels are missing")
         if not (values == -1).all():  # -1 marks a split whose labels are withheld
             labels = labels_tensor(values, name)
             class_names = _names(getattr(table.features[label], "names", None), labels)

@@ -52,9 +52,7 @@ class ImageSet:
             return
         low, high = int(labels.min()), int(labels.max())
         if low < 0:
-            raise InputError(
-                f"{self.name}: the label {low} is negative; leave labels out where they are unknown"
-            )
+            raise InputError(f"{self.name}: the label {low} is negative; leave labels out where they are unknown")
         if self.class_names is not None and high >= len(self.class_names):
             raise InputError(
                 f"{self.name}: the label {high} has no name, there are {len(self.class_names)} class names; "

@@ -93,9 +93,7 @@ class NpzArchive:
                 filled += count
             if filled != header.nbytes or member.read(1):  # the checksum is verified at the end of the member
                 raise ValueError(f"the array {printable(name)} ends early")
-            return np.ndarray(
-                header.shape, header.dtype, buffer=data, order="F" if header.fortran_order else "C"
-            )
+            return np.ndarray(header.shape, header.dtype, buffer=data, order="F" if header.fortran_order else "C")
 
     @contextmanager
     def _member(self, name: str) -> Iterator[tuple[ArrayHeader, IO[bytes]]]:
@@ -116,9 +114,7 @@ class NpzArchive:
                 )
             declared, held_bytes = header.nbytes, info.file_size - member.tell()
             if declared != held_bytes:
-                raise ValueError(
-                    f"the array {printable(name)} declares {declared} bytes and holds {held_bytes}"
-                )
+                raise ValueError(f"the array {printable(name)} declares {declared} bytes and holds {held_bytes}")
             yield header, member
 
     def _check_sizes(self, info: zipfile.ZipInfo) -> None:
@@ -201,9 +197,7 @@ def _check_images(header: ArrayHeader, where: str) -> None:
             "if they are in [0, 1], write (x * 255).round().astype('uint8')"
         )
     if dtype != np.uint8:
-        raise InputError(
-            f"{where}: images are {dtype}, they must be uint8 in 0..255; write x.astype('uint8')"
-        )
+        raise InputError(f"{where}: images are {dtype}, they must be uint8 in 0..255; write x.astype('uint8')")
     if len(shape) == 3:
         raise InputError(
             f"{where}: images have shape {shape}, they must be (N, H, W, C); greyscale is images[..., None]"
@@ -216,9 +210,7 @@ def _check_images(header: ArrayHeader, where: str) -> None:
             if shape[1] in (1, 3)
             else "drop or convert the other channels"
         )
-        raise InputError(
-            f"{where}: images have shape {shape}, they must be (N, H, W, C) with C = 1 or 3; {hint}"
-        )
+        raise InputError(f"{where}: images have shape {shape}, they must be (N, H, W, C) with C = 1 or 3; {hint}")
     if not math.prod(shape):
         raise InputError(f"{where}: images have shape {shape}: the set is empty; write at least one image")
 
@@ -227,16 +219,11 @@ def _check_labels(header: ArrayHeader, count: int, where: str) -> None:
     shape, dtype = header.shape, header.dtype
     if len(shape) == 2 and shape[1] > 1 and shape[0] == count:
         raise InputError(
-            f"{where}: labels have shape {shape}, they must be (N,) class indices; "
-            "write labels.argmax(axis=1)"
+            f"{where}: labels have shape {shape}, they must be (N,) class indices; write labels.argmax(axis=1)"
         )
     if len(shape) != 1:
         raise InputError(f"{where}: labels have shape {shape}, they must be (N,); write labels.ravel()")
     if dtype.kind not in "iu":
-        raise InputError(
-            f"{where}: labels are {dtype}, they must be integers from 0; write labels.astype('int64')"
-        )
+        raise InputError(f"{where}: labels are {dtype}, they must be integers from 0; write labels.astype('int64')")
     if shape[0] != count:
-        raise InputError(
-            f"{where}: {count} images but {shape[0]} labels; give one label an image, or leave labels out"
-        )
+        raise InputError(f"{where}: {count} images but {shape[0]} labels; give one label an image, or leave labels out")

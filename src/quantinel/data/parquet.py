@@ -110,9 +110,7 @@ def _errors(path: Path) -> Iterator[None]:
     except QuantinelError:
         raise
     except Exception as error:  # Arrow has its own exception tree beside OSError and ValueError
-        raise InputError(
-            f"{printable(path)} is not readable Parquet ({reason(error)}); copy it again"
-        ) from error
+        raise InputError(f"{printable(path)} is not readable Parquet ({reason(error)}); copy it again") from error
 
 
 @contextmanager
@@ -146,9 +144,7 @@ def _image_column(schema: Any, types: Any, path: Path) -> tuple[str, bool]:
 
     def holds_bytes(kind: Any) -> bool:
         return bool(
-            types.is_struct(kind)
-            and kind.get_field_index("bytes") >= 0
-            and is_binary(kind.field("bytes").type)
+            types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_binary(kind.field("bytes").type)
         )
 
     nested = [field.name for field in schema if holds_bytes(field.type)]
@@ -184,8 +180,7 @@ def _labels(shards: list[_Shard], name: str) -> Tensor | None:
             column = file.read(columns=[shard.label], use_threads=False).column(0)
             if column.null_count:
                 raise InputError(
-                    f"{printable(shard.path)}: {column.null_count} labels are missing; fill or drop the "
-                    "column"
+                    f"{printable(shard.path)}: {column.null_count} labels are missing; fill or drop the column"
                 )
             parts.append(np.asarray(column.to_numpy()))
     labels = np.concatenate(parts)

@@ -58,9 +58,7 @@ def picture_errors(where: str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(_too_large(where)) from error
     except Exception as error:
-        raise InputError(
-            f"{where} is not a readable picture ({reason(error)}); replace or remove it"
-        ) from error
+        raise InputError(f"{where} is not a readable picture ({reason(error)}); replace or remove it") from error
 
 
 def open_picture(source: Path | bytes, where: str) -> Image.Image:
@@ -72,17 +70,13 @@ def open_picture(source: Path | bytes, where: str) -> Image.Image:
     if isinstance(source, Path):
         require_file(source)
     with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as picture:
-        if (
-            picture.width * picture.height > MAX_PIXELS
-        ):  # the program around us may have lifted Pillow's limit
+        if picture.width * picture.height > MAX_PIXELS:  # the program around us may have lifted Pillow's limit
             raise InputError(_too_large(where))
         picture.load()
         return ImageOps.exif_transpose(picture)
 
 
-def decode(
-    source: Path | bytes | Image.Image, where: str, input_shape: tuple[int, int, int] | None
-) -> np.ndarray:
+def decode(source: Path | bytes | Image.Image, where: str, input_shape: tuple[int, int, int] | None) -> np.ndarray:
     """One picture as uint8 (C, H, W).
 
     With an ``input_shape`` the shorter side is resized to fit (Lanczos, antialiased) and the centre is cut
@@ -171,9 +165,7 @@ def _allocate(shape: tuple[int, ...], name: str) -> np.ndarray:
     try:
         return np.empty(shape, dtype=np.uint8)
     except MemoryError as error:
-        raise InputError(
-            f"{name}: not enough memory for pixels of shape {shape}; take fewer images"
-        ) from error
+        raise InputError(f"{name}: not enough memory for pixels of shape {shape}; take fewer images") from error
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -120,9 +120,7 @@ def _load_path(path: Path, request: Request) -> ImageSet:
     if os.path.isdir(path):
         files, split = parquet_files(path, request.split)
         if files:
-            return load_parquet(
-                files, replace(request, name=f"{request.name}[{split}]") if split else request
-            )
+            return load_parquet(files, replace(request, name=f"{request.name}[{split}]") if split else request)
         return load_folder(path, request)
     require_file(path)
     suffix = path.suffix.lower()

@@ -46,9 +46,7 @@ def read_strips(path: Path, name: str, class_names: tuple[str, ...] | None = Non
         keys.sort(key=lambda key: int(key.removeprefix("strip_")))
         header = archive.header("labels")
         if header.dtype.kind not in "iu" or len(header.shape) != 1:
-            raise InputError(
-                f"{where}: labels are {header.dtype} {header.shape}, not integers (N,); copy it again"
-            )
+            raise InputError(f"{where}: labels are {header.dtype} {header.shape}, not integers (N,); copy it again")
         labels = labels_tensor(archive.read("labels"), where)
         parts: list[np.ndarray] = []
         count = 0
@@ -56,9 +54,7 @@ def read_strips(path: Path, name: str, class_names: tuple[str, ...] | None = Non
             parts.append(_decode(archive.read(key).tobytes(), f"{where}: {key}"))
             count += len(parts[-1])
             if parts[-1].shape[1:] != parts[0].shape[1:] or count > len(labels):
-                raise InputError(
-                    f"{where}: {key} does not fit the strips and labels before it; copy it again"
-                )
+                raise InputError(f"{where}: {key} does not fit the strips and labels before it; copy it again")
             require_bytes(count * parts[0][0].nbytes, where)
     if count != len(labels):
         raise InputError(f"{where} has {count} images but {len(labels)} labels; copy it again")
@@ -98,8 +94,6 @@ def write_strips(path: Path, images: ImageSet) -> None:
         np.savez(unfinished, **arrays)  # type: ignore[arg-type]
         unfinished.replace(path)
     except OSError as error:
-        raise OutputError(
-            f"{printable(path)} could not be written ({reason(error)}); check the folder"
-        ) from error
+        raise OutputError(f"{printable(path)} could not be written ({reason(error)}); check the folder") from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -42,8 +42,7 @@ class PatchTrigger:
             isinstance(self.value, bool) or not isinstance(self.value, int | float)
         ):
             raise InputError(
-                f"trigger: patch {self} is not valid; row, column, height and width must be integers, "
-                "value a number"
+                f"trigger: patch {self} is not valid; row, column, height and width must be integers, value a number"
             )
         if min(self.row, self.column) < 0 or min(self.height, self.width) < 1 or not 0.0 <= self.value <= 1.0:
             raise InputError(
@@ -141,9 +140,7 @@ def trigger_from_dict(values: dict[str, Any]) -> PatchTrigger:
     unknown, missing = sorted(given.keys() - known), sorted(known - given.keys() - {"value"})
     if unknown or missing:
         problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
-        raise InputError(
-            f"trigger: a patch has row, column, height, width and value; {printable(problem)[:80]}"
-        )
+        raise InputError(f"trigger: a patch has row, column, height, width and value; {printable(problem)[:80]}")
     return PatchTrigger(**given)
 
 
@@ -159,9 +156,7 @@ def load_trigger(path: Path) -> Trigger:
         return trigger_from_dict(_read_json(path))
     with picture_errors(f"trigger: {shown}"):
         picture = open_picture(path, f"trigger: {shown}")
-        pixels = (
-            torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).to(torch.float32) / 255.0
-        )
+        pixels = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).to(torch.float32) / 255.0
     opacity = pixels[3:].contiguous()
     if float(opacity.min()) == 1.0 or float(opacity.max()) == 0.0:
         raise InputError(
@@ -177,9 +172,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             values = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # decoding errors are ValueErrors
-        raise InputError(
-            f"trigger: {printable(path)} is not JSON ({reason(error)}); write {example}"
-        ) from error
+        raise InputError(f"trigger: {printable(path)} is not JSON ({reason(error)}); write {example}") from error
     if not isinstance(values, dict):
         raise InputError(f"trigger: {printable(path)} must hold one JSON object, such as {example}")
     return values

@@ -28,9 +28,7 @@ DEFENSES: dict[str, Defense] = {
     for defense in (
         Defense("nearest", "round to nearest: no defense", Nearest),
         Defense("efrap", "EFRAP (CVPR 2024) in closed form: second moments and coordinate descent", EFRAP),
-        Defense(
-            "efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased
-        ),
+        Defense("efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased),
     )
 }
 

@@ -43,7 +43,7 @@ class EFRAP:
     flip_error: FlipError = "step"
     activation_weight: float = 1.0
     damping: float = 0.01
-    sweeps: int = 30
+    sweeps: int = 8
 
     name: ClassVar[str] = "efrap"
     needs: ClassVar[Literal["statistics"]] = "statistics"

@@ -1,36 +1,41 @@
 """Reading ``.pt2`` archives (``torch.export.save``) from people you do not trust.
 
-``torch.export.load`` is not used, because no argument makes it safe. With torch 2.13, a hostile archive runs code
-of its choice (each was made to fire; ``tests/model/test_archive.py`` keeps one archive of every kind):
+``torch.export.load`` is not used, because no argument makes it safe. With torch 2.13, a hostile archive
+runs code of its choice (each way was made to fire; ``tests/model/test_archive.py`` keeps one archive of
+every kind):
 
-* on load: ``use_pickle`` weights, ``use_pickle`` tensor constants and ``opaque_obj_*`` constants (``torch.load`` with
-  ``weights_only=False``, ``pickle.loads``); pre-2.9 ``weights/model.pt``, and the sample inputs that EVERY ordinary
-  archive carries (``weights_only=True`` is tried, and on failure the same bytes are unpickled without it);
-* on load: symbolic sizes, which are Python source that ``sympy.sympify`` evaluates; input names, which are pasted
-  into generated source; module names in pytree specs, which are imported; libraries under ``data/aotinductor``,
-  which are unpacked and opened with ``dlopen``, from memory buffers too;
-* on the first call: ``guards_code``, which is pasted into a generated function, and operators with side effects
-  (``aten.from_file`` creates files).
+* on load: ``use_pickle`` weights, ``use_pickle`` constants and ``opaque_obj_*`` constants (``torch.load``
+  with ``weights_only=False``, ``pickle.loads``), the weights of older archives (``data/weights/model.pt``),
+  and the sample inputs that EVERY ordinary archive carries: they are opened with ``weights_only=True``, and
+  if that fails, the same bytes are opened again without it;
+* on load: symbolic sizes, which are source code that ``sympy.sympify`` evaluates; names of inputs, which
+  are pasted into generated source; module names in pytree specifications, which are imported; libraries
+  below ``data/aotinductor``, which are unpacked and opened with ``dlopen``, also from a memory buffer;
+* on the first call: ``guards_code``, which is pasted into a generated function, and operators with side
+  effects (``aten.from_file`` creates files).
 
-Tried without effect there: a node target such as ``torch.os.system`` or ``builtins.eval`` (it is looked up, but the
-verifier refuses the graph later), node names, and ``forward_arg_names`` (pasted into generated source, which did not
-compile). ``custom_obj_*`` goes to a C++ unpickler that makes TorchBind objects only. All of them are refused here.
+Without effect there: node targets such as ``torch.os.system`` or ``builtins.eval`` (the first is looked up,
+but the verifier refuses the finished graph), node names, and ``forward_arg_names`` (pasted into generated
+source, which did not compile). ``custom_obj_*`` goes to a C++ unpickler that makes TorchBind objects only.
+All are refused here.
 
-What happens instead. The file is read once, into memory, and every step works on those bytes:
+What happens instead. The file is read once, and every step works on those bytes:
 
-1. zip: records are stored, not compressed, so nothing expands; unique, with known names; their sizes together do not
-   exceed the file. Compiled code, pickled weights and custom objects have no known name.
-2. JSON: of bounded size, parsed by the standard library. The graph is rebuilt node by node from listed operators
-   (`archive_graph`); sizes are read from tensors at run time, so no symbolic expression is ever evaluated. Names from
-   the file reach generated code only as attribute paths of weights, and only as plain identifiers.
-3. weights: raw numbers, with bounds checked; nothing is unpickled.
-4. what is never read, but would run in ``torch.export.load``, is checked all the same and refused when it is not what
-   torch writes (sample inputs by their pickle opcodes, which are listed and not executed), so that a hostile file is
-   reported and not passed on.
-5. a dry run without data bounds the memory of every intermediate result, then real images run (`archive_batch`).
+1. zip: records are stored, not compressed, so nothing expands; they have known names, each once, and
+   together are not larger than the file. Compiled code, pickled weights and custom objects have no known
+   name.
+2. JSON, of bounded size: the graph is rebuilt node by node from listed operators (`archive_graph`). Sizes
+   are read from tensors at run time, so no symbolic expression is ever evaluated. The only names from the
+   file that reach generated code are the paths of weights, made of letters, digits, ``_`` and ``-``.
+3. weights: raw numbers, with their bounds checked; nothing is unpickled.
+4. what is never read here, but would run in ``torch.export.load``, is refused when torch does not write it
+   that way, so that a hostile file is reported and not passed on. Pickle opcodes are listed for this, not
+   executed.
+5. a dry run without data bounds the memory of every intermediate result before real images run
+   (`archive_batch`).
 
-What remains: the listed operators are torch's own kernels, with whatever memory bugs they have, and a program may still
-be slow on purpose. Run files from strangers in a container with limits, as any model.
+What remains: the operators are torch's own kernels, with whatever memory errors they have, and a program
+can be slow on purpose. Put a limit on time and memory around files from strangers, as around any model.
 """
 
 from __future__ import annotations
@@ -62,8 +67,8 @@ MAX_JSON_BYTES = 128 << 20
 MAX_RECORDS = 100_000
 
 _SAVE = (
-    "in the process that trusts it, run torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2') "
-    "with torch 2.9 or later"
+    "where you trust it, run torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2') "
+    "again, with torch 2.9 or later"
 )
 _RECORDS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|version"
@@ -82,9 +87,12 @@ _SAMPLE_GLOBALS = re.compile(
     r"torch\._utils _rebuild_tensor_v2|collections OrderedDict"
     r"|torch (Float|Double|Half|BFloat16|Byte|Char|Short|Int|Long|Bool)Storage"
 )
-_SAMPLE_OPCODES = frozenset(
-    ["PROTO", "GLOBAL", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE", "MARK", "BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPERSID", "REDUCE", "NEWTRUE", "NEWFALSE", "NONE", "STOP"]
-)
+_SAMPLE_OPCODES = frozenset([
+    "PROTO", "GLOBAL", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE", "MARK", "BINUNICODE",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE",
+    "EMPTY_LIST", "EMPTY_DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINPERSID", "REDUCE", "NEWTRUE",
+    "NEWFALSE", "NONE", "STOP",
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,19 +125,17 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """All bytes of a regular file.
 
     Raises:
-        InputError: missing, not permitted, empty, larger than ``limit`` bytes, or a device, pipe or directory.
+        InputError: missing, not permitted, empty, larger than ``limit`` bytes, a device, pipe or directory.
     """
     try:
-        # Non-blocking: opening a pipe would otherwise wait for a writer. The checks are made on the opened file.
+        # Non-blocking: opening a pipe would wait for a writer. The checks are made on the opened file.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} is not a regular file; copy the model to a file and give that")
             if status.st_size > limit:
-                raise InputError(
-                    f"{path} has {status.st_size} bytes, more than the limit of {limit}; is it a model?"
-                )
+                raise InputError(f"{path} has {status.st_size} bytes, more than the limit of {limit}; is it a model?")
             data = file.read(limit + 1)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; check the path") from error
@@ -153,18 +159,9 @@ def parse_pt2(data: bytes, name: str) -> ExportedModel:
         module, sizes = free_batch(lambda: build_graph(program, tensors))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
-        # The schema is checked by use: whatever is missing or of another type ends here.
+    except Exception as error:  # the schema is checked by use: what is missing or of another type ends here
         raise InputError(
-            f"{name}: the program is damaged ({type(error).__name__}: {shown(error)}); download or export it again"
+            f"{name}: the program is damaged ({type(error).__name__}: {shown(error)}); export it again"
         ) from error
     return ExportedModel(module, (sizes[1], sizes[2], sizes[3]), sizes[0], hashlib.sha256(data).hexdigest())
 
@@ -180,13 +177,9 @@ def _read_records(data: bytes) -> dict[str, bytes]:
             entries = archive.infolist()
             # Stored and within the file's size: neither deflate bombs nor overlapping records can expand.
             if len(entries) > MAX_RECORDS or sum(entry.file_size for entry in entries) > len(data):
-                raise InputError(
-                    "its records are larger than the file (a zip bomb?); download or export it again"
-                )
+                raise InputError("its records are larger than the file (a zip bomb?); download or export it again")
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
-                raise InputError(
-                    "its records are compressed or encrypted, which torch does not do; export it again"
-                )
+                raise InputError("its records are compressed or encrypted, which torch does not do; export it again")
             records = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError) as error:
         raise InputError(
@@ -196,9 +189,7 @@ def _read_records(data: bytes) -> dict[str, bytes]:
         raise InputError("two of its records have one name; export it again")
     roots = {path.split("/", 1)[0] for path in records}
     if len(roots) != 1 or not all("/" in path for path in records):
-        raise InputError(
-            "its records are not in one folder, as torch.export.save writes them; export it again"
-        )
+        raise InputError("its records are not in one folder, as torch.export.save writes them; export it again")
     return {path.split("/", 1)[1]: record for path, record in records.items()}
 
 
@@ -209,9 +200,7 @@ def _check_records(records: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[s
             if pattern.search(path):
                 _refuse(f"{what} ({shown(path)})")
         if not _RECORDS.fullmatch(path) or ".." in path:
-            raise InputError(
-                f"it holds an unknown record {shown(path)}; export it again with torch.export.save"
-            )
+            raise InputError(f"it holds an unknown record {shown(path)}; export it again with torch.export.save")
     if records.get("archive_format") != b"pt2" or records.get("archive_version") != b"0":
         raise InputError(f"not a torch.export archive of a version that can be read; {_SAVE}")
     if records.get("byteorder", b"little") != b"little" or sys.byteorder != "little":
@@ -247,9 +236,7 @@ def _read_tensors(records: Mapping[str, bytes], folder: str, config: str) -> dic
         path, meta = payload["path_name"], payload["tensor_meta"]
         code = int(meta["dtype"])
         if code not in DTYPES or meta["layout"] != 7:
-            raise InputError(
-                f"tensor {shown(name)} has an unsupported type or layout; export a dense float32 model"
-            )
+            raise InputError(f"tensor {shown(name)} has an unsupported type or layout; export a dense float32 model")
         sizes = [_count(size["as_int"]) for size in meta["sizes"]]
         strides = [_count(stride["as_int"]) for stride in meta["strides"]]
         offset = _count(meta["storage_offset"]["as_int"])
@@ -262,9 +249,7 @@ def _read_tensors(records: Mapping[str, bytes], folder: str, config: str) -> dic
             raise InputError(f"tensor {shown(name)} is larger than {MAX_FILE_BYTES} bytes; is it a model?")
         if (path, code) not in storages:
             empty = torch.empty(0, dtype=DTYPES[code])
-            storages[path, code] = (
-                torch.frombuffer(bytearray(record), dtype=DTYPES[code]) if record else empty
-            )
+            storages[path, code] = torch.frombuffer(bytearray(record), dtype=DTYPES[code]) if record else empty
         tensor = torch.as_strided(storages[path, code], sizes, strides, offset if numbers else 0)
         seen[name] = (tensor, payload["is_param"] is True)
     return seen

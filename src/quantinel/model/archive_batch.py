@@ -1,10 +1,10 @@
 """Frees the batch size of an exported program, and proves that every image is treated alone.
 
-Most programs are exported with one image, so 1 is written into their reshapes. Two dry runs without data, with
-the fixed batch B and with another batch, show where the batch sits: a reshape whose input differs between the
-runs gets the size of the running batch in its place; constants that are broadcast to B images (class tokens)
-too. No rule can know every program, so the result must pass a test: three random images in one batch give the
-outputs of three batches of one.
+Most programs are exported with one image, so 1 is written into their reshapes. Two dry runs without data,
+with the fixed batch and with another, show where the batch sits: a reshape whose input differs between the
+runs gets the size of the running batch in its place; constants that are broadcast to all images (class
+tokens) too. No rule can know every program, so the result must pass a test: three random images in one
+batch give the outputs of three batches of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantinel.errors import InputError
-from quantinel.model.archive_graph import shown
+from quantinel.model.archive_graph import Sizes, shown
 
 MAX_INTERMEDIATE_BYTES = 2 << 30
 _TOLERANCE = 1e-4
@@ -28,7 +28,7 @@ _RECIPE = (
     "export it with a free batch: torch.export.export(model.eval(), (two_images,), "
     "dynamic_shapes=({0: torch.export.Dim.AUTO},))"
 )
-_RESHAPES = ("aten::view", "aten::reshape", "aten::view_copy")
+_RESHAPES = ("aten::view", "aten::reshape")
 _FACTORIES = (
     "aten::zeros",
     "aten::ones",
@@ -39,7 +39,10 @@ _FACTORIES = (
 )
 
 aten = torch.ops.aten
-Sizes = tuple[int | None, int, int, int]
+
+
+class _NotFreeError(InputError):
+    """The program does not work for another batch size."""
 
 
 def free_batch(build: Callable[[], tuple[fx.GraphModule, Sizes]]) -> tuple[fx.GraphModule, Sizes]:
@@ -49,30 +52,25 @@ def free_batch(build: Callable[[], tuple[fx.GraphModule, Sizes]]) -> tuple[fx.Gr
         build: makes a fresh graph module with one placeholder, and its (N or None, C, H, W).
 
     Raises:
-        InputError: it cannot run, mixes the images of a batch, overwrites its weights, or needs too much
-            memory.
+        InputError: it cannot run, mixes the images of a batch, overwrites its weights, or is too large.
     """
     module, sizes = build()
     batch, shape = sizes[0], sizes[1:]
-    if batch is None:
-        _dry_run(module, (3, *shape))
-        _prove(module, shape)
-        return module, sizes
     try:
-        _free(module, batch, shape, constants=True)
-        _prove(module, shape)
-    except _NotFreeError:
-        module, _ = build()
+        if batch is None:
+            _dry_run(module, (3, *shape))
+            _prove(module, shape)
+            return module, sizes
         try:
+            _free(module, batch, shape, constants=True)
+            _prove(module, shape)
+        except _NotFreeError:
+            module, _ = build()
             _free(module, batch, shape, constants=False)
             _prove(module, shape)
-        except _NotFreeError as error:
-            raise InputError(f"its batch size of {batch} cannot be changed ({error}); {_RECIPE}") from error
+    except _NotFreeError as error:
+        raise InputError(f"it does not work for every batch size ({error}); {_RECIPE}") from error
     return module, sizes
-
-
-class _NotFreeError(InputError):
-    """The program does not work for another batch size."""
 
 
 def _dry_run(
@@ -80,13 +78,11 @@ def _dry_run(
 ) -> dict[fx.Node, tuple[int, ...]]:
     """Shapes of all tensors for an input of ``shape``, computed without data.
 
-    ``rewrite`` may change the arguments of a node, given the tensor that it reads first, before it runs.
+    ``rewrite`` may change the arguments of a node, given the value that it reads first, before it runs.
     """
     values: dict[fx.Node, Any] = {}
-    weights = dict(module.named_parameters(remove_duplicate=False)) | dict(
-        module.named_buffers(remove_duplicate=False)
-    )
-    # no_grad: the version counters of the real weights stay as they are.
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    weights.update(module.named_buffers(remove_duplicate=False))  # type: ignore[arg-type]
     with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         warnings.simplefilter("ignore")
         for node in list(module.graph.nodes):
@@ -96,11 +92,9 @@ def _dry_run(
                 elif node.op == "get_attr":
                     values[node] = mode.from_tensor(weights[str(node.target)])
                 elif node.op == "call_function":
-                    first = (
-                        values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-                    )
                     if rewrite is not None:
-                        rewrite(node, first)
+                        first = node.args[0] if node.args else None
+                        rewrite(node, values[first] if isinstance(first, fx.Node) else None)
                         for new in node.all_input_nodes:
                             if new not in values:  # arithmetic on the batch size, put in by rewrite
                                 values[new] = _call(new, values)
@@ -108,9 +102,7 @@ def _dry_run(
             except InputError:
                 raise
             except Exception as error:  # kernels raise whatever they like
-                raise InputError(
-                    f"{node.target} fails on images of shape {shape} ({shown(error)}); {_RECIPE}"
-                ) from error
+                raise _NotFreeError(f"{node.target} fails on images {shape}: {shown(error)}") from error
     return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
 
 
@@ -140,43 +132,36 @@ def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants:
     with graph.inserting_after(images):
         running = graph.call_function(aten.sym_size.int, (images, 0))
 
-    def scaled(node: fx.Node, length: int) -> fx.Node:
-        if length == batch:
-            return running
-        with graph.inserting_before(node):
-            return graph.call_function(operator.mul, (running, length // batch))
-
     def rewrite(node: fx.Node, first: Any) -> None:
         name = getattr(getattr(node.target, "_schema", None), "name", "")
-        place = 0 if name in _FACTORIES and first is None else 2 if name == "aten::unflatten" else 1
-        if len(node.args) <= place or not isinstance(node.args[place], list | tuple):
+        place = 2 if name == "aten::unflatten" else 1 if isinstance(first, Tensor) else 0
+        lengths: Any = node.args[place] if len(node.args) > place else None
+        if not isinstance(lengths, list | tuple):
             return
-        lengths: list[Any] = list(node.args[place])  # type: ignore[arg-type]
+        lengths = list(lengths)
         old = before.get(node.args[0], ()) if isinstance(node.args[0], fx.Node) else ()
         new = tuple(first.shape) if isinstance(first, Tensor) else ()
-        if name in _RESHAPES and old != new:
-            lengths = [*before[node]]  # a -1 in the program could swallow the batch
-            position = _position(old, new, lengths, batch)
-            lengths[position] = scaled(node, lengths[position])
-            node.target = (
-                aten.reshape.default
-            )  # strides that fit a view of one image may not fit one of several
-        elif name == "aten::unflatten" and old != new:
-            dim = node.args[1]
-            if isinstance(dim, int) and old[dim] != new[dim]:
+        found: list[int] = []  # places in lengths that hold the batch
+        if old != new:
+            if name in _RESHAPES:
+                lengths = [*before[node]]  # because a -1 could swallow the batch
+                found = [_position(old, new, lengths, batch)]
+                # Strides that fit a view of one image may not fit one of several.
+                node.target = aten.reshape.default
+            elif name == "aten::unflatten" and isinstance(dim := node.args[1], int) and old[dim] != new[dim]:
                 lengths = [*before[node]][dim % len(old) :][: len(lengths)]
-                position = _position(old[dim:][:1], new[dim:][:1], lengths, batch)
-                lengths[position] = scaled(node, lengths[position])
-        elif name == "aten::expand" and old != new:
-            for dim in range(-len(old), 0):
-                if old[dim] != new[dim] and lengths[dim] == old[dim]:
-                    lengths[dim] = scaled(node, old[dim])
-        elif constants and name == "aten::expand" and before[node][:1] == (batch,):
-            if len(lengths) > len(old) or old[:1] == (1,):
-                lengths[0] = running
-        elif constants and name in ("aten::repeat", *_FACTORIES) and old == new:
-            if len(lengths) > 1 and lengths[0] == batch:
-                lengths[0] = running
+                found = [_position((old[dim],), (new[dim],), lengths, batch)]
+            elif name == "aten::expand":
+                changed = (dim for dim in range(-len(old), 0) if old[dim] != new[dim])
+                found = [dim for dim in changed if lengths[dim] == old[dim]]
+        elif constants and lengths and lengths[0] in (batch, -1):
+            widens = name == "aten::expand" and before[node][0] == batch and (len(lengths) > len(old) or old[0] == 1)
+            if widens or (name in ("aten::repeat", *_FACTORIES) and len(lengths) > 1 and lengths[0] == batch):
+                lengths[0], found = batch, [0]
+        for dim in found:
+            with graph.inserting_before(node):
+                factor = lengths[dim] // batch
+                lengths[dim] = running if factor == 1 else graph.call_function(operator.mul, (running, factor))
         node.update_arg(place, lengths)
 
     _dry_run(module, (5 if batch == 3 else 3, *shape), rewrite)
@@ -185,7 +170,10 @@ def _free(module: fx.GraphModule, batch: int, shape: tuple[int, ...], constants:
 
 
 def _position(old: tuple[int, ...], new: tuple[int, ...], target: list[int], batch: int) -> int:
-    """Which length of a reshape to ``target`` holds the batch; its input was ``old``, and ``new`` for another."""
+    """Which length of a reshape to ``target`` holds the batch.
+
+    ``old`` and ``new`` are the lengths of its input with the fixed batch and with another.
+    """
     changed = [dim for dim, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     if len(changed) != 1 or old[changed[0]] % batch:
         raise _NotFreeError("a reshape mixes the images of a batch")
@@ -211,22 +199,23 @@ def _prove(module: fx.GraphModule, shape: tuple[int, ...]) -> None:
     state = [*module.parameters(), *module.buffers()]
     versions = [tensor._version for tensor in state]
     try:
+        # Not inference_mode, which keeps no version counters.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             together = module(images)
             alone = [module(image[None]) for image in images]
     except Exception as error:  # kernels raise whatever they like
-        raise _NotFreeError(f"it fails on a batch of one or three: {shown(error)}; {_RECIPE}") from error
+        raise _NotFreeError(f"it fails on a batch of one or three: {shown(error)}") from error
     if [tensor._version for tensor in state] != versions:
-        raise InputError("it overwrites its own weights while it runs; export the eval-mode model")
+        raise InputError("it overwrites its own weights while it runs; call model.eval() and export it again")
     if together.shape[:1] != (3,) or any(output.shape != (1, *together.shape[1:]) for output in alone):
-        raise _NotFreeError(f"it returns {tuple(together.shape)} for a batch of three; {_RECIPE}")
+        raise _NotFreeError(f"it returns {tuple(together.shape)} for a batch of three")
     single = torch.cat(alone)
     if not torch.isfinite(together).all() or not torch.isfinite(single).all():
         raise InputError("its outputs are not finite on random images in [0, 1]; check the weights")
     difference = float((together - single).abs().max())
     if difference > _TOLERANCE * float(single.abs().max()):
         raise _NotFreeError(
-            f"the output of an image depends on the others in its batch (difference {difference:.3g}); call "
-            f"model.eval() first and {_RECIPE}"
+            f"the output of an image depends on the others in its batch, by {difference:.3g}; was it exported in "
+            "training mode?"
         )

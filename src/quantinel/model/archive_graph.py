@@ -27,7 +27,10 @@ DTYPES: dict[int, torch.dtype] = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
     7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
 }  # fmt: skip
-"""Codes of the schema's ``ScalarType``; complex, float8 and unsigned 16 to 64 bits do not occur in image models."""
+"""Codes of the schema's ``ScalarType``, as far as image models use them."""
+
+Sizes = tuple[int | None, int, int, int]
+"""(N, C, H, W) of an input; N is None when it is free."""
 
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 
@@ -94,16 +97,16 @@ _SYMBOLIC: dict[str, Any] = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STRING = re.compile(r"[A-Za-z0-9_,.> -]{0,128}")
 _TOKEN = re.compile(
-    r"\s+|\d+(\.\d+)?(e-?\d+)?|'[A-Za-z0-9_.]*'|[-+*/%(),=<>!\[\].]|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
+    r"\s+|\d+(\.\d+)?(e-?\d+)?|'[A-Za-z0-9_.]*'|[-+*/%&|^(),=<>!\[\].]|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
 )
 _WORDS_OF_EXPRESSIONS = """
     Symbol Integer Float Rational Add Mul Pow Max Min Mod Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality
     StrictLessThan LessThan StrictGreaterThan GreaterThan FloorDiv ModularIndexing Where PythonMod CleanDiv
     CeilToInt FloorToInt CeilDiv PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt
     RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator true false True False None
-    positive integer nonnegative real finite precision dps prec oo L size stride storage_offset shape flat_args
-    args kwargs and or not is in max min abs math torch floor ceil ceiling trunc sqrt sym_float sym_max sym_min
-    int float bool
+    positive integer nonnegative real finite precision dps prec oo L size stride storage_offset shape and or not
+    is in max min abs math torch floor ceil ceiling trunc round sqrt _sym_sqrt log2 inf nan int_oo sym_float
+    sym_max sym_min int float bool flat_args
 """
 _WORDS = frozenset(_WORDS_OF_EXPRESSIONS.split())
 _SYMBOL = re.compile(r"[suz][a-z]*\d+")
@@ -116,9 +119,7 @@ def shown(text: object) -> str:
     return ascii(first[:120])
 
 
-def build_graph(
-    program: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, bool]]
-) -> tuple[fx.GraphModule, tuple[int | None, int, int, int]]:
+def build_graph(program: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, bool]]) -> tuple[fx.GraphModule, Sizes]:
     """The program as a graph module with one placeholder, and (N or None, C, H, W) of its input.
 
     Args:
@@ -127,17 +128,14 @@ def build_graph(
 
     Raises:
         InputError: it is hostile, not an image model, or uses what is not listed.
-        KeyError, TypeError, ValueError, AttributeError, IndexError: it does not follow the schema.
+        KeyError, TypeError, ValueError and others: it does not follow the schema.
     """
     major, opsets = program["schema_version"]["major"], program["opset_version"]
-    if (
-        major != _SCHEMA
-        or set(opsets) - {"aten"}
-        or not all(1 <= int(opset) <= _OPSET for opset in opsets.values())
-    ):
+    known = all(name == "aten" and 1 <= int(version) <= _OPSET for name, version in opsets.items())
+    if major != _SCHEMA or not known:
         raise InputError(
-            f"its schema {shown(major)} or operator sets {shown(opsets)} are unknown (known: schema {_SCHEMA}, "
-            f"aten {_OPSET}); save it with torch 2.9 or a later version that Quantinel knows"
+            f"its schema {shown(major)} or operator sets {shown(opsets)} are unknown; save it with a torch "
+            f"version that writes schema {_SCHEMA} and aten {_OPSET} (2.9 to 2.13 do)"
         )
     refuse_code(program)
     content = program["graph_module"]
@@ -165,20 +163,12 @@ def refuse_code(program: Any) -> None:
         if not isinstance(item, dict):
             continue
         pending.extend(item.values())
-        expressions = [
-            *([item["expr_str"]] if "expr_str" in item else []),
-            *list(item.get("guards_code") or []),
-        ]
-        for expression in expressions:
+        for expression in (item.get("expr_str", ""), *list(item.get("guards_code") or [])):
             if not _is_plain(str(expression)):
-                raise InputError(
-                    f"it holds a size expression with code in it ({shown(expression)}); do not open it"
-                )
+                raise InputError(f"it holds a size expression with code in it ({shown(expression)}); do not open it")
         for key in ("in_spec", "out_spec"):
             if re.search(r"__enum__|default_factory", str(item.get(key, ""))):
-                raise InputError(
-                    f"its {key} imports modules ({shown(item[key])}); export plain tensors instead"
-                )
+                raise InputError(f"its {key} imports modules ({shown(item[key])}); export plain tensors instead")
         for name in (item.get("name"), item.get("as_name"), *list(item.get("forward_arg_names") or [])):
             if name and not _NAME.fullmatch(str(name)):
                 raise InputError(f"it holds a name with code in it ({shown(name)}); do not open it")
@@ -195,7 +185,7 @@ def _is_plain(expression: str) -> bool:
     return len(expression) < 1 << 16
 
 
-def _image_sizes(meta: Mapping[str, Any]) -> tuple[int | None, int, int, int]:
+def _image_sizes(meta: Mapping[str, Any]) -> Sizes:
     sizes: list[Any] = []
     for size in meta["sizes"]:  # a free size counts as in the example that was exported
         sizes.append(size["as_int"] if "as_int" in size else (size["as_expr"]["hint"] or {}).get("as_int"))
@@ -205,7 +195,7 @@ def _image_sizes(meta: Mapping[str, Any]) -> tuple[int | None, int, int, int]:
     dtype = DTYPES.get(meta["dtype"])
     if not plain or dtype != torch.float32 or math.prod(sizes[1:]) > 1 << 26:
         raise InputError(
-            f"its input is not a float32 image batch (N, C, H, W), but {shown(dtype)} of shape {shown(sizes)}; "
+            f"its input is {shown(dtype)} of shape {shown(sizes)}, not a float32 image batch (N, C, H, W); "
             "export a model that takes one"
         )
     return batch, sizes[1], sizes[2], sizes[3]
@@ -235,9 +225,7 @@ class _GraphReader:
             if kind in ("parameter", "buffer", "tensor_constant"):
                 self._weight(content["arg"]["name"], content[f"{kind}_name"])
             elif kind != "user_input":
-                raise InputError(
-                    f"it has an input of kind {shown(kind)}; export a model with one image input"
-                )
+                raise InputError(f"it has an input of kind {shown(kind)}; export a model with one image input")
         return images[0]
 
     def _define(self, name: str, node: fx.Node) -> None:
@@ -248,15 +236,11 @@ class _GraphReader:
     def _weight(self, name: str, path: str) -> None:
         *folders, leaf = path.split(".")
         plain = all(
-            re.fullmatch(r"[A-Za-z0-9_-]+", part)
-            and not part.startswith("__")
-            and not keyword.iskeyword(part)
+            re.fullmatch(r"[A-Za-z0-9_-]+", part) and not part.startswith("__") and not keyword.iskeyword(part)
             for part in (*folders, leaf)
         )
-        if not plain or len(folders) > 64 or hasattr(fx.GraphModule, path.split(".")[0]):
-            raise InputError(
-                f"a weight has the unusable name {shown(path)}; rename that module and export again"
-            )
+        if not plain or len(folders) > 64 or hasattr(fx.GraphModule, path.split(".")[0]) or path.startswith("meta."):
+            raise InputError(f"a weight has the unusable name {shown(path)}; rename that module and export again")
         tensor, is_parameter = self.tensors[path]
         module = self.root
         for folder in folders:
@@ -288,10 +272,11 @@ class _GraphReader:
         # _unsafe_view hides that it shares memory, which the check for overwritten weights relies on.
         packet = getattr(torch.ops.aten, "view" if match[1] == "_unsafe_view" else match[1], None)
         if packet is None or match[2] not in packet.overloads():
-            raise InputError(
-                f"operator {shown(target)} does not exist in torch {torch.__version__}; export it again"
-            )
+            raise InputError(f"operator {shown(target)} does not exist in torch {torch.__version__}; export it again")
         function = getattr(packet, match[2])
+        changes_shape = torch.Tag.inplace_view in function.tags and match[1] != "detach_"
+        if function._schema.is_mutable and (changes_shape or not match[1].endswith("_")):
+            raise InputError(f"operator {shown(target)} changes other tensors; export a plain image classifier")
         arguments, options = self._arguments(function._schema.arguments, node["inputs"])
         self._outputs(self.graph.call_function(function, arguments, options), node["outputs"])
 
@@ -332,9 +317,7 @@ class _GraphReader:
             return [self._value({kind.removesuffix("s"): item}) for item in content]
         if kind == "as_int" and type(content) is int and abs(content) < 1 << 63:
             return content
-        if kind == "as_float" and (
-            type(content) in (int, float) or content in ("Infinity", "-Infinity", "NaN")
-        ):
+        if kind == "as_float" and (type(content) in (int, float) or content in ("Infinity", "-Infinity", "NaN")):
             return float(content)
         if kind == "as_bool" and type(content) is bool:
             return content
@@ -348,9 +331,7 @@ class _GraphReader:
             return torch.strided
         if kind == "as_device" and re.fullmatch(r"[a-z]+", content["type"]):
             return torch.device("cpu")  # wherever it was exported; the caller moves the module
-        raise InputError(
-            f"an operator has an argument of kind {shown(kind)}, which is not allowed; export it again"
-        )
+        raise InputError(f"an operator has an argument of kind {shown(kind)}, which is not allowed; export it again")
 
     def _outputs(self, call: fx.Node, outputs: list[dict[str, Any]]) -> None:
         """Name what a call returns; several values are taken apart with getitem."""
@@ -373,9 +354,7 @@ class _GraphReader:
 
     def finish(self, specs: list[dict[str, Any]]) -> fx.GraphModule:
         """Close the graph with its one output."""
-        results = [
-            content["arg"] for spec in specs for kind, content in spec.items() if kind == "user_output"
-        ]
+        results = [content["arg"] for spec in specs for kind, content in spec.items() if kind == "user_output"]
         kinds = {kind for spec in specs for kind in spec}
         # A buffer update (statistics in training) is left out: an audited model has no memory between calls.
         if kinds - {"user_output", "buffer_mutation"}:
@@ -383,9 +362,7 @@ class _GraphReader:
                 f"it changes its inputs or parameters ({shown(sorted(kinds))}); export the eval-mode model"
             )
         if len(results) != 1 or "as_tensor" not in results[0]:
-            raise InputError(
-                f"it has {len(results)} outputs; export a model that returns one tensor of logits"
-            )
+            raise InputError(f"it has {len(results)} outputs; export a model that returns one tensor of logits")
         self.graph.output(self.values[results[0]["as_tensor"]["name"]])
         nodes = list(self.graph.nodes)
         if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in nodes):

@@ -108,9 +108,7 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
     fold(graph_module)
     expected, actual = module(example).detach(), graph_module(example)
     if not isinstance(expected, Tensor) or expected.ndim != 2:
-        raise UnsupportedError(
-            "the model must return one tensor of logits (N, classes); wrap it in a module that does"
-        )
+        raise UnsupportedError("the model must return one tensor of logits (N, classes); wrap it in a module that does")
     spread = float(expected.abs().max().clamp_min(1.0))
     if not torch.isfinite(actual).all() or float((expected - actual).abs().max()) > 1e-3 * spread:
         raise InputError(
@@ -164,9 +162,7 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
             node.target = names[target]
         elif node.op == "call_module" or _is_check(node):
             if node.op == "call_module" and node.users and node.target != "_guards_fn":
-                raise UnsupportedError(
-                    f"the model calls a module ({node.target}) that export could not flatten"
-                )
+                raise UnsupportedError(f"the model calls a module ({node.target}) that export could not flatten")
             for user in list(node.users):  # only other checks read a check
                 graph.erase_node(user)
             graph.erase_node(node)
@@ -190,9 +186,7 @@ def _plain_copy(source: fx.Graph) -> fx.Graph:
     result = graph.graph_copy(source, {})
     while isinstance(result, list | tuple):
         if len(result) != 1:
-            raise UnsupportedError(
-                "the model returns several tensors; wrap it in a module that returns the logits"
-            )
+            raise UnsupportedError("the model returns several tensors; wrap it in a module that returns the logits")
         result = result[0]
     graph.output(result)
     return graph
@@ -215,9 +209,7 @@ def _functional(node: fx.Node) -> None:
     base, overload = name.name[len("aten::") : -1], name.overload_name or "default"
     packet = getattr(aten, base, None)
     if packet is None or not hasattr(packet, overload):
-        raise UnsupportedError(
-            f"operator {node.target} works in place and has no functional form; rewrite the model"
-        )
+        raise UnsupportedError(f"operator {node.target} works in place and has no functional form; rewrite the model")
     node.target = getattr(packet, overload)
     mutated = node.args[0]
     if isinstance(mutated, fx.Node):
@@ -253,9 +245,7 @@ def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
             continue
         weight_node = node.args[1]
         bias_node = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-        bias = (
-            str(bias_node.target) if isinstance(bias_node, fx.Node) and bias_node.op == "get_attr" else None
-        )
+        bias = str(bias_node.target) if isinstance(bias_node, fx.Node) and bias_node.op == "get_attr" else None
         if bias_node is not None and bias is None:
             continue
         groups = int(node.args[6]) if kind == "conv" and len(node.args) > 6 else 1

@@ -1,7 +1,8 @@
 """A float model from whatever the user has: file, directory, library name or module.
 
-Model files are untrusted: pickles are refused (they run code when opened), ``.pt2`` goes through `archive`, and
-``.safetensors`` holds numbers only. Code is imported where the user names it, with ``--factory``, and nowhere else.
+Model files are untrusted: pickles are refused (they run code when opened), ``.pt2`` goes through `archive`,
+and ``.safetensors`` holds numbers only. Code is imported where the user names it (``factory``), and nowhere
+else.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from quantinel.model.zoo import ARCHITECTURES, build
 
 logger = logging.getLogger(__name__)
 
-_PICKLES = frozenset(
-    [".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".jit", ".ts", ".torchscript", ".joblib", ".npy", ".npz", ".h5", ".keras", ".model"]
-)
+_PICKLES = frozenset([
+    ".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".jit", ".ts", ".torchscript", ".joblib", ".npy",
+    ".npz", ".h5", ".keras", ".model",
+])  # fmt: skip
 _RECIPE = (
-    "convert it once where you trust it: safetensors.torch.save_file(model.state_dict(), 'model.safetensors') and give "
-    "that with --arch or --factory, or torch.export.save(torch.export.export(model.eval(), (images,)), 'model.pt2')"
+    "convert it where you trust it: safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), to be "
+    "given with --arch or --factory, or torch.export.save(torch.export.export(model.eval(), (images,)), "
+    "'model.pt2')"
 )
 # These builders rescale their input when, and only when, they load the weights themselves, from a pickle.
 _TORCHVISION_RESCALED = ("googlenet", "inception_v3")
@@ -49,7 +52,7 @@ class LoadedModel:
     """A float classifier, ready for images in [0, 1].
 
     Attributes:
-        module: eval mode, float32; images (N, C, H, W) float32 in [0, 1] -> logits (N, K), normalisation inside.
+        module: eval mode, normalises inside; float32 images (N, C, H, W) in [0, 1] -> logits (N, K).
         name: short, for file names and reports.
         source: what the user gave.
         input_shape: (C, H, W).
@@ -96,10 +99,10 @@ def load_model(
     """Load a float model.
 
     Args:
-        model: ``.pt2`` or ``.safetensors`` file, victim directory, ``timm:NAME``, ``torchvision:NAME``, or a module,
-            which is put in eval mode and used as it is.
+        model: ``.pt2`` or ``.safetensors`` file, victim directory, ``timm:NAME``, ``torchvision:NAME``, or a
+            module, which is put in eval mode and used as it is.
         arch: architecture of a ``.safetensors`` file, a key of `quantinel.model.zoo.ARCHITECTURES`.
-        factory: ``pkg.module:callable`` that makes the module of a ``.safetensors`` file; it is imported and called.
+        factory: ``pkg.module:callable``, called to make the module of a ``.safetensors`` file.
         num_classes: checked against the model.
         input_shape: (C, H, W) of one image; needed for a module and with ``factory``.
         mean, std: normalisation per channel of images in [0, 1]; without them the model's own, or none.
@@ -120,15 +123,11 @@ def load_model(
         found = _find(source, arch, factory, num_classes, input_shape)
     shape = input_shape or found.input_shape
     if shape is None:
-        raise UsageError(
-            f"the shape of one image is not known for {source}; give input_shape (--input-shape C,H,W)"
-        )
+        raise UsageError(f"the shape of one image is not known for {source}; give input_shape (--input-shape C,H,W)")
     if len(shape) != 3 or min(shape) < 1:
         raise UsageError(f"input_shape must be three positive numbers (C, H, W), got {shape}")
     if found.input_shape not in (None, shape):
-        raise InputError(
-            f"{source} takes images of shape {found.input_shape}, not {shape}; drop --input-shape"
-        )
+        raise InputError(f"{source} takes images of shape {found.input_shape}, not {shape}; drop --input-shape")
     module = found.module.eval()
     _check_weights(module, source)
     mean, std = (found.mean, found.std) if mean is None else (mean, std)
@@ -138,9 +137,7 @@ def load_model(
         module = Normalized(module, mean, std).eval()
     classes = _count_classes(module, shape, source)
     if num_classes not in (None, classes):
-        raise InputError(
-            f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another model"
-        )
+        raise InputError(f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another model")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-.") or "model"
     return LoadedModel(module, name, source, shape, classes, found.sha256, found.architecture, found.victim)
 
@@ -169,21 +166,15 @@ def _find(
     if _is_pickle(data):
         raise InputError(f"{path} holds a pickle, which can run code when opened; {_RECIPE}")
     if suffix == ".onnx":
-        raise UnsupportedError(
-            f"{path}: ONNX is not read as a float model yet; give the torch.export file (.pt2)"
-        )
+        raise UnsupportedError(f"{path}: ONNX is not read as a float model yet; give the torch.export file (.pt2)")
     if suffix == ".pt2":
         _no_options("a .pt2 file, which holds its own graph", arch=arch, factory=factory)
         exported = parse_pt2(data, source)
         return _Found(exported.module, path.stem, exported.input_shape, sha256=exported.sha256)
     if suffix != ".safetensors":
-        raise InputError(
-            f"{path} is of no known kind; give a .pt2 or .safetensors file, or a victim directory"
-        )
+        raise InputError(f"{path} is of no known kind; give a .pt2 or .safetensors file, or a victim directory")
     if (arch is None) == (factory is None):
-        raise UsageError(
-            f"{path} holds weights only; give --arch NAME or --factory pkg.module:callable, one of them"
-        )
+        raise UsageError(f"{path} holds weights only; give --arch NAME or --factory pkg.module:callable, one of them")
     state, sha256 = _read_safetensors(data, source), hashlib.sha256(data).hexdigest()
     if factory is not None:
         module = _call_factory(factory)
@@ -217,11 +208,9 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Fou
     if not os.path.exists(folder / MANIFEST_NAME):
         if os.path.exists(folder / "manifest.json") and os.path.exists(folder / "model.onnx"):
             raise UsageError(
-                f"{folder} is a hardened model, which is already quantized; use quantinel verify or quantinel evaluate"
+                f"{folder} is already quantized; check it with quantinel verify or measure it with quantinel evaluate"
             )
-        raise InputError(
-            f"{folder} is not a victim directory (no {MANIFEST_NAME}); give the model file inside it"
-        )
+        raise InputError(f"{folder} is not a victim directory (no {MANIFEST_NAME}); give the model file inside it")
     _no_options("a victim directory", arch=arch, factory=factory)
     manifest = read_manifest(folder)
     path = folder / WEIGHTS_NAME
@@ -232,9 +221,7 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Fou
             f"{path} is not the file that {MANIFEST_NAME} describes (sha256 differs); make the victim again"
         )
     if manifest.architecture not in ARCHITECTURES:
-        raise InputError(
-            f"{folder} has the unknown architecture {shown(manifest.architecture)}; make the victim again"
-        )
+        raise InputError(f"{folder} has the unknown architecture {shown(manifest.architecture)}; make the victim again")
     shape = manifest.input_shape
     state = _read_safetensors(data, str(path))
     module, _ = _fill_architecture(manifest.architecture, state, str(path), manifest.num_classes, shape)
@@ -260,9 +247,7 @@ def _read_safetensors(data: bytes, source: str) -> dict[str, Tensor]:
         ) from error
     if not state:
         raise InputError(f"{source} holds no tensors; save model.state_dict() again")
-    converted = {
-        str(tensor.dtype) for tensor in state.values() if tensor.dtype in (torch.float16, torch.bfloat16)
-    }
+    converted = {str(tensor.dtype) for tensor in state.values() if tensor.dtype in (torch.float16, torch.bfloat16)}
     if converted:
         logger.warning("%s: %s weights are converted to float32", source, " and ".join(sorted(converted)))
     for name, tensor in state.items():
@@ -285,12 +270,10 @@ def _fill_architecture(
     classes = int(last.shape[0]) if last is not None and last.ndim else num_classes or 10
     if num_classes not in (None, classes):
         raise InputError(
-            f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give the checkpoint of that task"
+            f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another checkpoint"
         )
     if classes < 2:
-        raise InputError(
-            f"{source} has {classes} output; Quantinel needs a classifier with at least 2 classes"
-        )
+        raise InputError(f"{source} has {classes} output; Quantinel needs a classifier with at least 2 classes")
     module = build(arch, classes, input_shape[1], input_shape[0])
     _load_state(module, state, source, arch)
     return module, input_shape
@@ -301,9 +284,7 @@ def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Ten
     best = state
     while state and set(state) != expected:
         prefix = next(iter(state)).partition(".")[0] + "."
-        if not all(name.startswith(prefix) for name in state) or all(
-            name.startswith(prefix) for name in expected
-        ):
+        if not all(name.startswith(prefix) for name in state) or all(name.startswith(prefix) for name in expected):
             break
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         if len(expected & set(state)) > len(expected & set(best)):
@@ -334,8 +315,8 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: 
             )
         if expected[name].is_floating_point() and tensor.dtype != torch.float32:
             raise InputError(
-                f"{source}: {shown(name)} is {tensor.dtype}, not a float weight; the file is already quantized, give "
-                "the float checkpoint"
+                f"{source}: {shown(name)} is {tensor.dtype}, so the file is already quantized; give the float "
+                "checkpoint"
             )
     module.load_state_dict(state, strict=True)
 
@@ -350,17 +331,11 @@ def _call_factory(factory: str) -> nn.Module:
             make = getattr(make, part)
         module = make()
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--factory {factory}: {error}; set PYTHONPATH to the folder that holds it"
-        ) from error
+        raise UsageError(f"--factory {factory}: {error}; set PYTHONPATH to the folder that holds it") from error
     except Exception as error:  # the user's own code may raise anything
-        raise UsageError(
-            f"--factory {factory} fails ({_reason(error)}); it must work without arguments"
-        ) from error
+        raise UsageError(f"--factory {factory} fails ({_reason(error)}); it must work without arguments") from error
     if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"--factory {factory} returns a {type(module).__name__}; it must return a torch.nn.Module"
-        )
+        raise UsageError(f"--factory {factory} returns a {type(module).__name__}; it must return a torch.nn.Module")
     return module.float()
 
 
@@ -383,9 +358,7 @@ def _from_timm(name: str) -> _Found:
         ) from error
     config: dict[str, Any] = getattr(module, "pretrained_cfg", {})
     shape = config.get("input_size")
-    return _Found(
-        module.float(), name, None if shape is None else tuple(shape), config.get("mean"), config.get("std")
-    )
+    return _Found(module.float(), name, None if shape is None else tuple(shape), config.get("mean"), config.get("std"))
 
 
 def _from_torchvision(name: str) -> _Found:
@@ -393,9 +366,7 @@ def _from_torchvision(name: str) -> _Found:
     if not re.fullmatch(r"[a-z0-9_]+", name) or name not in models.list_models(module=models):
         raise UsageError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
     if name in _TORCHVISION_RESCALED:
-        raise UnsupportedError(
-            f"torchvision:{name} normalises its input in a way of its own; export it as .pt2"
-        )
+        raise UnsupportedError(f"torchvision:{name} normalises its input in a way of its own; export it as .pt2")
     try:
         weights = models.get_model_weights(name).DEFAULT
         module: nn.Module = models.get_model(name, weights=None)
@@ -405,7 +376,7 @@ def _from_torchvision(name: str) -> _Found:
         return _Found(module, name, (3, size, size), tuple(preset.mean), tuple(preset.std))
     except Exception as error:  # the network, the cache
         raise InputError(
-            f"torchvision:{name} cannot be fetched ({_reason(error)}); export it as .pt2 where there is a network"
+            f"torchvision:{name} cannot be fetched ({_reason(error)}); export it as .pt2 elsewhere"
         ) from error
 
 
@@ -413,14 +384,10 @@ def _check_weights(module: nn.Module, source: str) -> None:
     """Float32, not quantized, finite."""
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
-            raise InputError(
-                f"{source}: parameter {shown(name)} is {parameter.dtype}; give a float32 model (model.float())"
-            )
+            raise InputError(f"{source}: {shown(name)} is {parameter.dtype}; give a float32 model (model.float())")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(
-                f"{source}: {shown(name)} holds NaN or infinite numbers; give an undamaged checkpoint"
-            )
+            raise InputError(f"{source}: {shown(name)} holds NaN or infinite numbers; give an undamaged checkpoint")
 
 
 def _count_classes(module: nn.Module, shape: Shape, source: str) -> int:
@@ -431,17 +398,13 @@ def _count_classes(module: nn.Module, shape: Shape, source: str) -> int:
             logits = module(torch.zeros(1, *shape, device=device))
     except Exception as error:  # any model, any failure
         raise InputError(
-            f"{source} fails on an image of shape {shape} ({_reason(error)}); check --input-shape and the model"
+            f"{source} fails on an image of shape {shape} ({_reason(error)}); check --input-shape"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(
-            f"{source} returns {got}, not logits (N, classes); wrap it in a module that returns those"
-        )
+        raise InputError(f"{source} returns {got}, not logits (N, classes); wrap it in a module that returns those")
     if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
-        raise InputError(
-            f"{source} returns logits that are not finite for a black image; check the checkpoint"
-        )
+        raise InputError(f"{source} returns logits that are not finite for a black image; check the checkpoint")
     return int(logits.shape[1])
 
 

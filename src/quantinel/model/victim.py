@@ -66,9 +66,7 @@ def read_manifest(folder: Path) -> VictimManifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(
-            f"{path} is not a victim manifest: {where}: {first['msg']}; make the victim again"
-        ) from error
+        raise InputError(f"{path} is not a victim manifest: {where}: {first['msg']}; make the victim again") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; make the victim again") from error
 

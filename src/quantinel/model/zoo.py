@@ -95,9 +95,7 @@ class ResNet18(nn.Module):
         widths = (width, width, 2 * width, 4 * width, 8 * width)
         for stage in range(1, 5):
             first = _BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            self.add_module(
-                f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1))
-            )
+            self.add_module(f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1)))
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,9 +175,7 @@ class MobileNetV2(nn.Module):
         layers: list[nn.Module] = [_conv3x3(channels, current), nn.BatchNorm2d(current), nn.ReLU6()]
         for expansion, out, repeats, stride in self._STAGES:
             for repeat in range(repeats):
-                layers.append(
-                    _InvertedResidual(current, scaled(out), stride if repeat == 0 else 1, expansion)
-                )
+                layers.append(_InvertedResidual(current, scaled(out), stride if repeat == 0 else 1, expansion))
                 current = scaled(out)
         last = scaled(1280)
         layers += [nn.Conv2d(current, last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU6()]

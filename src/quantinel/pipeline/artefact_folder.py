@@ -124,13 +124,9 @@ def check_manifest(folder: Path) -> list[str]:
         outputs = json.loads(path.read_text("utf-8"))["outputs"]
         recorded = {str(name): str(digest) for name, digest in outputs.items()}
     except OSError as error:
-        raise VerificationError(
-            f"{path} cannot be read ({error.strerror}); give a hardened directory"
-        ) from error
+        raise VerificationError(f"{path} cannot be read ({error.strerror}); give a hardened directory") from error
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise VerificationError(
-            f"{path} is no manifest; it was changed, or the folder was not hardened"
-        ) from error
+        raise VerificationError(f"{path} is no manifest; it was changed, or the folder was not hardened") from error
     problems = []
     for name, digest in recorded.items():
         file = folder / name

@@ -201,9 +201,7 @@ def _not_checked(run: Run) -> list[str]:
     if run.trigger is None:
         items.insert(0, "Attack success: no trigger was given.")
     if run.evaluation.labels is None:
-        items.insert(
-            0, "Accuracy: the images have no labels; agreement with the float model was measured instead."
-        )
+        items.insert(0, "Accuracy: the images have no labels; agreement with the float model was measured instead.")
     return items
 
 

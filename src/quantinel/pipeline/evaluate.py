@@ -26,9 +26,7 @@ def check_trigger(trigger: Trigger | None, target_class: int | None, num_classes
         UsageError: otherwise.
     """
     if (trigger is None) != (target_class is None):
-        raise UsageError(
-            "a trigger and its target class belong together; give both --trigger and --target, or neither"
-        )
+        raise UsageError("a trigger and its target class belong together; give both --trigger and --target, or neither")
     if target_class is not None and not 0 <= target_class < num_classes:
         raise UsageError(f"target class {target_class} is not one of the model's {num_classes} classes")
 
@@ -77,9 +75,7 @@ def evaluate(
     rows = [evaluation_row(floating, floating)]
     if scheme is not None:
         if calibration is None:
-            raise UsageError(
-                "quantizing needs calibration images; give --calibration, or fewer --calibration-images"
-            )
+            raise UsageError("quantizing needs calibration images; give --calibration, or fewer --calibration-images")
         nearest = quantize_nearest(graph, calibrate(graph, calibration, scheme, progress=progress))
         session = Session(to_onnx(nearest, PROFILES["onnxruntime-x86"]).SerializeToString())
         variant = run_variant("nearest", "onnxruntime", session.logits, data, stamped, target_class)
@@ -99,14 +95,10 @@ def evaluate_file(
         target_class: the class that the trigger is meant to produce.
     """
     if (trigger is None) != (target_class is None):
-        raise UsageError(
-            "a trigger and its target class belong together; give both --trigger and --target, or neither"
-        )
+        raise UsageError("a trigger and its target class belong together; give both --trigger and --target, or neither")
     session = Session(path)
     if data.shape != session.input_shape:
-        raise UsageError(
-            f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}"
-        )
+        raise UsageError(f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}")
     stamped = None if trigger is None else stamp(data, trigger)
     variant: Variant = run_variant("hardened", "onnxruntime", session.logits, data, stamped, target_class)
     return evaluation_row(variant, variant).model_copy(update={"agreement": None})

@@ -117,9 +117,7 @@ def harden(
         nearest = quantize_nearest(graph, ranges)
         residuals = weight_residuals(graph, options.scheme)
     with clock.measure("choose integers"):
-        hardened, outcomes = choose_codes(
-            graph, ranges, options.rounding, seed=options.seed, progress=progress
-        )
+        hardened, outcomes = choose_codes(graph, ranges, options.rounding, seed=options.seed, progress=progress)
     version = metadata.version("quantinel")
     with atomic_directory(output, options.overwrite) as folder:
         with clock.measure("emit"):
@@ -130,9 +128,7 @@ def harden(
             verified = _verify(folder / MODEL, hardened, calibration)
         with clock.measure("evaluate"):
             stamped = None if trigger is None else stamp(evaluation, trigger)
-            variants = _evaluate(
-                graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress
-            )
+            variants = _evaluate(graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress)
         if options.keep_probe:
             write_probe(folder, calibration, verified.simulated)
         run = Run(
@@ -174,12 +170,8 @@ def _evaluate(
         "float", "float", lambda batch: simulated_logits(graph.module, batch), images, stamped, target_class
     )
     report(1)
-    nearest = run_variant(
-        "nearest", "onnxruntime", Session(nearest_file).logits, images, stamped, target_class
-    )
+    nearest = run_variant("nearest", "onnxruntime", Session(nearest_file).logits, images, stamped, target_class)
     report(2)
-    hardened = run_variant(
-        "hardened", "onnxruntime", Session(hardened_file).logits, images, stamped, target_class
-    )
+    hardened = run_variant("hardened", "onnxruntime", Session(hardened_file).logits, images, stamped, target_class)
     report(3)
     return floating, nearest, hardened

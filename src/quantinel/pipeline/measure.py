@@ -71,9 +71,7 @@ def rate(proportion: Proportion | None) -> Rate | None:
     """Report form of a proportion; None where nothing was counted."""
     if proportion is None or proportion.n == 0:
         return None
-    return Rate(
-        percent=proportion.percent, interval95=proportion.interval, hits=proportion.hits, n=proportion.n
-    )
+    return Rate(percent=proportion.percent, interval95=proportion.interval, hits=proportion.hits, n=proportion.n)
 
 
 def evaluation_row(variant: Variant, floating: Variant) -> EvaluationRow:

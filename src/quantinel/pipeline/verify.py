@@ -45,9 +45,7 @@ def verify(folder: Path, data: ImageSet | None = None) -> VerifyResult:
             title="No file changed since it was hardened",
             status="fail" if problems else "pass",
             required=True,
-            detail="; ".join(problems[:3])
-            if problems
-            else "all recorded hashes agree (the manifest is not signed)",
+            detail="; ".join(problems[:3]) if problems else "all recorded hashes agree (the manifest is not signed)",
         )
     ]
     stored = read_integers(folder / INTEGERS)
@@ -61,9 +59,7 @@ def verify(folder: Path, data: ImageSet | None = None) -> VerifyResult:
                 f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}; resize them"
             )
         reference = Session(path, optimise=False).logits(data.images)
-        found.append(
-            checks.outputs_check(compare_outputs(session.logits(data.images), reference, stored.output_step))
-        )
+        found.append(checks.outputs_check(compare_outputs(session.logits(data.images), reference, stored.output_step)))
     else:
         probe = read_probe(folder)
         if probe is None:

@@ -91,9 +91,7 @@ class _Range:
 
 
 class _Observer(fx.Interpreter):
-    def __init__(
-        self, graph: FloatGraph, roots: set[str], keep_sample: bool, generator: torch.Generator
-    ) -> None:
+    def __init__(self, graph: FloatGraph, roots: set[str], keep_sample: bool, generator: torch.Generator) -> None:
         super().__init__(graph.module)
         self.ranges = {root: _Range(keep_sample) for root in roots}
         self.share = 1.0

@@ -66,9 +66,7 @@ def place(graph: FloatGraph, inputs_only: bool = False) -> Placement:
         () if inputs_only else graph.module.graph.nodes
     ):  # in execution order: an addition may feed the next one
         operands = node.args[:2] if node.op == "call_function" and node.target in _ADDITIONS else ()
-        if len(operands) == 2 and all(
-            isinstance(item, fx.Node) and _on_grid(item, points) for item in operands
-        ):
+        if len(operands) == 2 and all(isinstance(item, fx.Node) and _on_grid(item, points) for item in operands):
             points.update(item for item in operands if isinstance(item, fx.Node))
             points.add(_tail(node))
     output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output").args[0]

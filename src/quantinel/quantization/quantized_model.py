@@ -175,9 +175,7 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
     for layer in graph.layers:
         weight = graph.weight(layer)
         if not torch.isfinite(weight).all():
-            raise InputError(
-                f"layer {layer.name} has weights that are not finite; repair or retrain the model"
-            )
+            raise InputError(f"layer {layer.name} has weights that are not finite; repair or retrain the model")
         scale = weight_scales(weight, scheme)
         quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
         bias = graph.bias(layer)

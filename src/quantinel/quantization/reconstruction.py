@@ -190,8 +190,7 @@ class _Walk:
                 self.choose(layer, node, value)
                 quantized = self._rounded_call(node, layer)
             elif all(
-                self.quantized_values.get(source) is self.float_values.get(source)
-                for source in node.all_input_nodes
+                self.quantized_values.get(source) is self.float_values.get(source) for source in node.all_input_nodes
             ):
                 quantized = value
             else:
@@ -217,9 +216,7 @@ class _Walk:
         if self.calibration.scheme.activations == "dynamic":
             return dynamic_fake_quantize(value, levels)
         parameters = self.calibration.activations[point]
-        return torch.fake_quantize_per_tensor_affine(
-            value, parameters.scale, parameters.zero_point, 0, levels
-        )
+        return torch.fake_quantize_per_tensor_affine(value, parameters.scale, parameters.zero_point, 0, levels)
 
     def choose(self, layer: Layer, node: fx.Node | None, output: Tensor | None) -> None:
         """Ask the method for the codes of one layer and record the outcome."""
@@ -244,9 +241,7 @@ class _Walk:
         )
         codes = self.method.choose(problem)
         if codes.shape != weight.shape or codes.dtype != torch.int8:
-            raise InputError(
-                f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}"
-            )
+            raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
         self.codes[layer.name] = codes
         before = after = None
         if statistics is not None:

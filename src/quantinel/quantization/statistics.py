@@ -92,9 +92,7 @@ def _window(node: fx.Node, weight: Tensor) -> _Window:
 def _windows(x: Tensor, window: _Window) -> Tensor:
     """All patches as a view: (N, C, OH, OW, KH, KW)."""
     x = F.pad(x if x.ndim == 4 else x.unsqueeze(2), window.padding)
-    for dimension, size, step, dilation in zip(
-        (2, 3), window.kernel, window.stride, window.dilation, strict=True
-    ):
+    for dimension, size, step, dilation in zip((2, 3), window.kernel, window.stride, window.dilation, strict=True):
         x = x.unfold(dimension, (size - 1) * dilation + 1, step)
     return x[..., :: window.dilation[0], :: window.dilation[1]]
 

@@ -13,6 +13,7 @@ from quantinel.audit.report import Check, EvaluationRow, LayerRow, Report
 Judgement = Literal["correct", "target", "wrong", "unknown"]
 Variant = Literal["float", "nearest", "hardened"]
 
+_TINY = 1e-30
 _TRUST = {"float": 0, "simulated": 1, "onnxruntime": 2}
 
 
@@ -74,6 +75,7 @@ class CheckCounts:
 
     passed: int
     failed: int
+    failed_required: int
     not_run: int
 
     @property
@@ -84,7 +86,8 @@ class CheckCounts:
 def count_checks(checks: list[Check]) -> CheckCounts:
     """Count by status."""
     counts = Counter(check.status for check in checks)
-    return CheckCounts(counts["pass"], counts["fail"], counts["not_run"])
+    failed_required = sum(check.status == "fail" and check.required for check in checks)
+    return CheckCounts(counts["pass"], counts["fail"], failed_required, counts["not_run"])
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class LayerOverview:
         weights: number of quantized weights.
         changed: share of all codes that differ from nearest rounding.
         error_nearest, error_chosen: median over the layers in which both were measured, or None.
+        largest_error: the largest of all errors, above 0: the scale of their bars.
         in_float: layers that ONNX Runtime ran in float.
         largest_edge_share: the layer with most weights at a rounding boundary.
     """
@@ -103,6 +107,7 @@ class LayerOverview:
     changed: float
     error_nearest: float | None
     error_chosen: float | None
+    largest_error: float
     in_float: int
     largest_edge_share: LayerRow
 
@@ -123,6 +128,7 @@ def layer_overview(layers: list[LayerRow]) -> LayerOverview | None:
         changed=changed / max(1, sum(sizes)),
         error_nearest=median(pair[0] for pair in both) if both else None,
         error_chosen=median(pair[1] for pair in both) if both else None,
+        largest_error=max(max(pair) for pair in [*both, (_TINY, _TINY)]),
         in_float=sum(layer.executed is None for layer in layers),
         largest_edge_share=max(layers, key=lambda layer: layer.edge_share),
     )

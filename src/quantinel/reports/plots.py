@@ -1,7 +1,8 @@
-"""Charts as inline SVG, drawn by hand: horizontal positions are percentages, so that text keeps its size on any screen.
+"""Charts as inline SVG, drawn by hand.
 
-Colours come from the style sheet of the page (classes ``float``, ``nearest``, ``hardened``, ...), which makes the charts
-follow light and dark mode. Every chart carries its figures as text for readers that cannot see it.
+Horizontal positions are percentages, so that text keeps its size on any screen. Colours come from the style sheet of
+the page (classes ``float``, ``nearest``, ``hardened``, ...), so that the charts follow light and dark mode. Every chart
+carries its figures as text for readers that cannot see it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from markupsafe import Markup
 from quantinel.audit.report import Rate, ResidualHistogram
 from quantinel.reports import wording
 
-_ROW, _BAR, _AXIS = 50, 16, 30
+_ROW, _BAR, _AXIS = 56, 16, 30
 _PLOT_TOP, _PLOT_HEIGHT = 26, 190
 
 
@@ -32,8 +33,7 @@ class Bar:
 def _element(tag: str, content: str = "", /, **attributes: object) -> Markup:
     """An SVG element; attribute values and text are escaped, a trailing ``_`` and inner ``_`` are spelling."""
     rendered = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value)
-        for name, value in attributes.items()
+        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items()
     )
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), rendered, content)
 
@@ -57,7 +57,7 @@ def rate_bars(title: str, bars: Sequence[Bar]) -> Markup:
         title: what is measured, with its unit.
         bars: one per model variant, from top to bottom.
     """
-    bottom = _ROW * len(bars) + 4
+    bottom = _ROW * len(bars) - 6
     parts = [_grid_line(share, bottom) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
     for index, bar in enumerate(bars):
         parts += _rate_bar(bar, index * _ROW)
@@ -88,7 +88,7 @@ def _rate_bar(bar: Bar, top: int) -> list[Markup]:
     middle = y + _BAR / 2
     written = Markup("{} {}").format(
         _element("tspan", wording.rate(value), class_="value"),
-        _element("tspan", f"[{wording.interval(value)}]", class_="note"),
+        _element("tspan", f"[{wording.interval(value)}]", class_="note interval"),
     )
     whisker = [
         _element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"),
@@ -107,7 +107,8 @@ def residual_histogram(residuals: ResidualHistogram) -> Markup:
     """Where weights sit between grid points: bars for the deployment grid, a stepped line for the placebo grids."""
     bins = list(zip(residuals.edges, residuals.edges[1:], residuals.grid, residuals.placebo, strict=False))
     top = _nice_ceiling(max((max(grid, placebo) for *_, grid, placebo in bins), default=0.0))
-    parts = [part for share in (0.0, 0.5, 1.0) for part in _level(share, top)]
+    parts = [_element("text", "share of the weights per bin", x="0", y=14, class_="tick")]
+    parts += [part for share in (0.0, 0.5, 1.0) for part in _level(share, top)]
     previous: float | None = None
     for index, (left, right, grid, placebo) in enumerate(bins):
         edge = " edge" if index in (0, len(bins) - 1) else ""
@@ -124,14 +125,19 @@ def residual_histogram(residuals: ResidualHistogram) -> Markup:
     ):
         parts.append(
             _element(
-                "text", f"{position:g}", x=_at(position + 0.5), y=axis, text_anchor=anchor, class_="tick"
+                "text",
+                f"{position:g}".replace("-", "−"),
+                x=_at(position + 0.5),
+                y=axis,
+                text_anchor=anchor,
+                class_="tick",
             )
         )
     unit = "distance from the nearest grid point, in steps"
     parts.append(_element("text", unit, x="50%", y=axis + 20, text_anchor="middle", class_="tick"))
     described = (
-        f"{len(bins)} bins. Within 0.005 steps of a rounding boundary: {wording.percent(100 * residuals.edge_share)} "
-        f"of the weights on the deployment grid, {wording.percent(100 * residuals.placebo_edge_share)} on the placebo grids."
+        f"{len(bins)} bins. Within 0.005 steps of a rounding boundary: {wording.share(residuals.edge_share)} "
+        f"of the weights on the deployment grid, {wording.share(residuals.placebo_edge_share)} on the placebo grids."
     )
     return _chart("Where the weights sit between grid points", described, axis + 28, parts)
 
@@ -142,10 +148,13 @@ def _height(share: float) -> float:
 
 
 def _level(share: float, top: float) -> list[Markup]:
+    """A line across the plot with its figure to the left, in the margin that the page leaves for it."""
     y = _PLOT_TOP + _PLOT_HEIGHT - _height(share)
-    text = f"{100 * share * top:.3g} %" + (" of the weights per bin" if share == 1.0 else "")
-    line = _element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid")
-    return [line, _element("text", text, x="0", y=y - 5, class_="tick")] if share else [line]
+    text = f"{100 * share * top:.3g} %"
+    return [
+        _element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"),
+        _element("text", text, x="0", dx="-8", y=y + 4, text_anchor="end", class_="tick"),
+    ]
 
 
 def _column(left: float, right: float, share: float, kind: str) -> Markup:

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import unicodedata
+from datetime import datetime
 from typing import Any
 
 from quantinel.audit.report import Rate
@@ -68,6 +69,11 @@ def percent(value: float | None) -> str:
     return f"{value:.{decimals}f} %"
 
 
+def share(value: float | None) -> str:
+    """A share in [0, 1] as a percentage."""
+    return percent(None if value is None else 100 * value)
+
+
 def rate(value: Rate | None) -> str:
     """The percentage of a rate."""
     return percent(None if value is None else value.percent)
@@ -96,11 +102,26 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 0.05 else f"{1000 * seconds:.0f} ms"
 
 
+def moment(created: str) -> str:
+    """An ISO 8601 time for people; anything else as it is."""
+    try:
+        time = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    zone = time.strftime(" %Z") if time.tzinfo else ""
+    return f"{time:%Y-%m-%d %H:%M}{zone}"
+
+
 def label(key: str) -> str:
     """A dictionary key as the head of a line: ``input_shape`` becomes ``Input shape``."""
     words = [_SPELLED.get(word, word) for word in re.split(r"[_\s]+", key) if word]
     text = " ".join(words)
-    return text[:1].upper() + text[1:] if text and text.islower() else text
+    return text[:1].upper() + text[1:] if len(text) > 1 and text.islower() else text
+
+
+def _inner_label(key: str) -> str:
+    head = label(key)
+    return head if head.split(" ")[0] in _SPELLED.values() else head.lower()
 
 
 def described(value: Any) -> str:
@@ -112,9 +133,7 @@ def described(value: Any) -> str:
     if isinstance(value, int | float):
         return figure(value)
     if isinstance(value, dict):
-        named = [
-            f"{label(str(key)).lower()} {described(item)}" for key, item in value.items() if key != "name"
-        ]
+        named = [f"{_inner_label(str(key))} {described(item)}" for key, item in value.items() if key != "name"]
         inner = ", ".join(named)
         if "name" not in value:
             return inner or "–"

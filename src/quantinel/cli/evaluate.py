@@ -1,0 +1,168 @@
+"""``quantinel evaluate``: accuracy and attack success, with intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantinel.cli import shared
+from quantinel.cli.progress import Reporter, reporting
+from quantinel.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from quantinel.audit.report import EvaluationRow, Rate
+    from quantinel.data.triggers import Trigger
+
+EPILOG = shared.example(
+    "quantinel evaluate model.pt2 --data photos/",
+    "quantinel evaluate victim/ --data cifar10:DIR --scheme int8",
+    "quantinel evaluate out/ --data cifar10:DIR",
+)
+
+
+def evaluate(
+    model: shared.Model,
+    data: shared.Data,
+    scheme: Annotated[
+        str | None,
+        typer.Option("--scheme", metavar="NAME", help="Also quantize by nearest rounding, as ordinary toolchains do."),
+    ] = None,
+    calibration: shared.CalibrationData = None,
+    calibration_split: shared.CalibrationSplit = "train",
+    calibration_images: shared.CalibrationImages = 256,
+    trigger: shared.TriggerFile = None,
+    target: shared.Target = None,
+    split: shared.Split = "test",
+    limit: shared.Limit = None,
+    arch: shared.Arch = None,
+    factory: shared.Factory = None,
+    num_classes: shared.NumClasses = None,
+    input_shape: shared.InputShape = None,
+    mean: shared.Mean = None,
+    std: shared.Std = None,
+    seed: shared.Seed = 0,
+    quiet: shared.Quiet = False,
+    as_json: shared.Json = False,
+) -> None:
+    """Measure a float model, its ordinary quantization, or a hardened folder.
+
+    CDA is accuracy on clean images, ASR the share of triggered images that get the target class (images of that
+    class excluded), TA accuracy on triggered images, agreement the share of clean images answered as in float.
+    Percentages with 95 % intervals. A victim directory and a hardened folder bring their trigger along.
+    """
+    model_options = shared.ModelOptions(arch, factory, num_classes, input_shape, mean, std)
+    with reporting(quiet) as reporter:
+        reporter.stage("starting")
+        from quantinel.quantization.scheme import parse_scheme
+
+        chosen_scheme = None if scheme is None else parse_scheme(scheme)
+        known = shared.read_trigger(trigger, target)
+        folder = Path(model)
+        if _is_hardened(folder):
+            option = "--scheme" if scheme is not None else "--calibration" if calibration else model_options.given()
+            if option is not None:
+                raise UsageError(f"{option} does not go with a hardened folder, which is quantized already; drop it")
+            rows, name = _evaluate_folder(folder, data, split, limit, seed, known, reporter)
+        else:
+            if scheme is None and calibration is not None:
+                raise UsageError("--calibration is only used with --scheme; give both, or drop it")
+            loaded = model_options.load(model, reporter)
+            if loaded.victim is not None and known is None:
+                known = shared.victim_trigger(loaded.victim)
+                reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
+            images, separate = shared.load_two_sets(
+                data, calibration, calibration_split, calibration_images,
+                input_shape=loaded.input_shape, split=split, limit=limit, seed=seed, reporter=reporter,
+            )  # fmt: skip
+            if chosen_scheme is not None and separate is None:
+                from quantinel.data.sampling import split_calibration
+
+                separate, images = split_calibration(images, calibration_images, seed)
+                if not len(images):
+                    raise InputError(
+                        f"{images.name} is used up by calibration; give more images, or others with --calibration"
+                    )
+                reporter.note(f"{len(separate)} images are set aside for calibration, {len(images)} evaluated")
+            from quantinel.pipeline.evaluate import evaluate as run_evaluate
+
+            reporter.stage("evaluate")
+            rows = run_evaluate(
+                loaded,
+                images,
+                scheme=chosen_scheme,
+                calibration=separate,
+                trigger=None if known is None else known[0],
+                target_class=None if known is None else known[1],
+                progress=reporter,
+            )
+            name = images.name
+    if as_json:
+        shared.print_json({"model": model, "data": name, "rows": [row.model_dump(mode="json") for row in rows]})
+    else:
+        _print_table(model, name, rows)
+
+
+def _is_hardened(folder: Path) -> bool:
+    return (folder / "model.onnx").is_file() and (folder / "report.json").is_file()
+
+
+def _evaluate_folder(
+    folder: Path,
+    data: str,
+    split: str,
+    limit: int | None,
+    seed: int,
+    known: tuple[Trigger, int] | None,
+    reporter: Reporter,
+) -> tuple[list[EvaluationRow], str]:
+    """Run ``model.onnx`` of a hardened folder, by default with the trigger that its report names."""
+    from quantinel.audit.report import read_report
+    from quantinel.backends.runtime import Session
+    from quantinel.data.sources import load_images
+    from quantinel.data.triggers import trigger_from_dict
+    from quantinel.pipeline.artefact_folder import MODEL
+    from quantinel.pipeline.evaluate import evaluate_file
+
+    recorded = dict(read_report(folder / "report.json").trigger or {})
+    target = recorded.pop("target_class", None)
+    if known is None and recorded.get("kind") == "patch" and isinstance(target, int):
+        known = trigger_from_dict(recorded), target
+        reporter.note(f"a hardened folder: testing the trigger of its report, target class {target}")
+    channels, height, width = Session(folder / MODEL).input_shape
+    images = load_images(
+        data, input_shape=(channels, height, width), split=split, limit=limit, seed=seed, progress=reporter.images
+    )
+    reporter.stage("evaluate")
+    row = evaluate_file(
+        folder / MODEL,
+        images,
+        trigger=None if known is None else known[0],
+        target_class=None if known is None else known[1],
+    )
+    return [row], images.name
+
+
+def _print_table(model: str, data: str, rows: list[EvaluationRow]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"{model} on {data}"), title_justify="left", title_style="bold")
+    for column in ("variant", "run by"):
+        table.add_column(column)
+    for column in ("CDA", "ASR", "TA", "agreement"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        rates = (row.cda, row.asr, row.ta, row.agreement)
+        table.add_row(row.variant, row.backend, *(_shown(rate) for rate in rates))
+    console = shared.stdout_console()
+    console.print(table)
+    console.print("percent [95 % interval] of n images; - was not measured", style="dim", markup=False)
+
+
+def _shown(rate: Rate | None) -> str:
+    if rate is None or rate.percent is None:
+        return "-"
+    low, high = rate.interval95
+    return f"{rate.percent:.2f}\n\\[{low:.2f}, {high:.2f}]\nn={rate.n}"

@@ -10,7 +10,7 @@ MADE_FROM := pyproject.toml constraints.txt README.md LICENSE
 .PHONY: demo test lint types format clean
 
 demo: $(VENV)/.installed  ## harden the bundled victims and show what happened
-	$(BIN)/quantinel demo -o demo-output
+	$(BIN)/quantinel demo -o demo-output --force
 
 test: $(VENV)/.installed-dev  ## the tests that need neither large data nor much time
 	$(BIN)/python -m pytest

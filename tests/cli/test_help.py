@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Run
+from tiny_cli import Run
 
 VERBS = ("harden", "verify", "evaluate", "report", "list", "attack", "demo")
-HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "pydantic", "matplotlib")
+HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["harden", "--help"], ["harden"]], ids=" ".join)

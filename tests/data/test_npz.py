@@ -65,9 +65,7 @@ def test_arrays_and_labels(tmp_path: Path, dtype: str, order: str, compressed: b
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_wrong_arrays_say_what_to_write_instead(
-    tmp_path: Path, arrays: dict[str, object], message: str
-) -> None:
+def test_wrong_arrays_say_what_to_write_instead(tmp_path: Path, arrays: dict[str, object], message: str) -> None:
     path = write(tmp_path / "a.npz", **arrays)
     with pytest.raises(InputError, match=message) as caught:
         read_image_arrays(path, "test")

@@ -22,9 +22,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 def gradient(width: int, height: int) -> Image.Image:
     rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack(
-        [rows * 255 // max(1, height - 1), columns * 255 // max(1, width - 1), rows * 0], axis=2
-    )
+    pixels = np.stack([rows * 255 // max(1, height - 1), columns * 255 // max(1, width - 1), rows * 0], axis=2)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -69,9 +67,7 @@ def test_orientation_is_applied() -> None:
 
 
 def test_the_right_size_keeps_its_pixels() -> None:
-    assert np.array_equal(
-        decode(encoded(gradient(8, 4)), "x", (3, 4, 8)), decode(encoded(gradient(8, 4)), "x", None)
-    )
+    assert np.array_equal(decode(encoded(gradient(8, 4)), "x", (3, 4, 8)), decode(encoded(gradient(8, 4)), "x", None))
 
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (7, 9)], ids=str)
@@ -92,9 +88,7 @@ def test_one_channel_models_get_luma() -> None:
 
 
 def test_luma_equals_pillow() -> None:
-    pixels = torch.randint(
-        0, 256, (1025, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    pixels = torch.randint(0, 256, (1025, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     sheet = Image.fromarray(pixels.permute(0, 2, 3, 1).reshape(-1, 4, 3).numpy())
     expected = np.asarray(sheet.convert("L")).reshape(1025, 1, 4, 4)
     assert np.array_equal(luma(pixels).numpy(), expected)
@@ -114,16 +108,13 @@ def png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-        for part in (chunk, data)
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, data)
     )
 
 
 @pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None], ids=["default", "lifted"])
 @pytest.mark.parametrize("side", [9_500, 14_000, 2**31 - 1], ids=str)
-def test_decompression_bombs_are_errors(
-    monkeypatch: pytest.MonkeyPatch, side: int, limit: int | None
-) -> None:
+def test_decompression_bombs_are_errors(monkeypatch: pytest.MonkeyPatch, side: int, limit: int | None) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(InputError, match="more than 89 million pixels"):
         decode(png_header(side, side), "bomb.png", (3, 8, 8))

@@ -26,9 +26,7 @@ label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=80)
 
 @settings(deadline=None)
 @given(label_lists, st.data())
-def test_indices_are_ascending_and_as_balanced_as_the_classes_allow(
-    labels: list[int], data: st.DataObject
-) -> None:
+def test_indices_are_ascending_and_as_balanced_as_the_classes_allow(labels: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(labels)))
     tensor = torch.tensor(labels)
     chosen = balanced_indices(tensor, len(labels), count, seed=data.draw(st.integers(0, 9)))

@@ -336,9 +336,7 @@ def test_a_path_is_never_a_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert brightness(load_images(Path("bundled"))) == brightness(load_images("./bundled")) == [5]
 
 
-def test_too_much_memory_is_refused_before_it_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_much_memory_is_refused_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quantinel.data.guards.MAX_BYTES", 1000)
     with pytest.raises(InputError, match="limit of"):
         load_images(tree(tmp_path))

@@ -91,9 +91,7 @@ def test_bad_json_values(values: dict[str, object], message: str) -> None:
         trigger_from_dict(values)
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b"\xff", b'{"kind": 1}', b"[" * 60_000], ids=lambda t: repr(t[:12])
-)
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"kind": 1}', b"[" * 60_000], ids=lambda t: repr(t[:12]))
 def test_bad_json_files(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "trigger.json").write_bytes(text)
     with pytest.raises(InputError, match="trigger: ") as caught:

@@ -11,7 +11,9 @@ from torch import Tensor
 from quantinel.quantization.solver import RoundingProblem, coordinate_descent
 
 
-def make_problem(groups: int, outputs: int, inputs: int, seed: int, penalty: float = 0.0) -> tuple[RoundingProblem, Tensor]:
+def make_problem(
+    groups: int, outputs: int, inputs: int, seed: int, penalty: float = 0.0
+) -> tuple[RoundingProblem, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups, 3 * inputs, inputs, generator=generator)
     y = x + 0.1 * torch.randn(x.shape, generator=generator)

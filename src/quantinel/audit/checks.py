@@ -152,5 +152,6 @@ def trigger_finding(floating: EvaluationRow, nearest: EvaluationRow) -> Finding 
         id="backdoor-wakes",
         title="Ordinary quantization wakes the trigger" if awake else "Ordinary quantization does not wake the trigger",
         level="error" if awake else "info",
-        detail=f"attack success {floating.asr.percent:.2f} % in float, {nearest.asr.percent:.2f} % after nearest rounding",
+        detail=f"attack success {floating.asr.percent:.2f} % in float, {nearest.asr.percent:.2f} % after nearest "
+        "rounding",
     )

@@ -244,7 +244,7 @@ def _flatten(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 
 @converts("view", "reshape", "_unsafe_view")
 def _reshape(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("Reshape", [a["self"], shape_tensor(b, list(a.get("size", a.get("shape"))))])
+    return b.add("Reshape", [a["self"], shape_tensor(b, list(a["size"] if "size" in a else a["shape"]))])
 
 
 @converts("expand")

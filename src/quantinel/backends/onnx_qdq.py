@@ -139,9 +139,12 @@ class _Writer:
         parameters = self.model.activations[node.name]
         scale = b.constant(parameters.scale, np.float32, f"{node.name}.scale")
         zero = b.constant(parameters.zero_point, np.uint8, f"{node.name}.zero_point")
-        if self.model.scheme.activation_bits < 8:  # the grid ends at 2^bits - 1: clip before the uint8 container
+        if self.model.scheme.activation_bits < 8:
+            # The grid ends at 2^bits - 1, the uint8 container at 255: round first, so that the layer before still
+            # ends in a QuantizeLinear and runs in integers, then cut off and round again (which changes nothing).
             top = (self.model.scheme.activation_max - parameters.zero_point) * parameters.scale
-            value = b.add("Min", [value, b.constant(top)])
+            wide = b.add("QuantizeLinear", [value, scale, zero], f"{node.name}.wide")
+            value = b.add("Min", [b.add("DequantizeLinear", [wide, scale, zero]), b.constant(top)])
         quantized = b.add("QuantizeLinear", [value, scale, zero], f"{node.name}.quantized")
         return b.add("DequantizeLinear", [quantized, scale, zero], f"{node.name}.dequantized")
 

@@ -84,7 +84,7 @@ def _activation_problems(
             stored = None
             if scale is not None and zero is not None:
                 stored = (float(numpy_helper.to_array(scale)), int(numpy_helper.to_array(zero)))
-            found[node.output[0].removesuffix(".quantized")] = stored
+            found[node.input[1].removesuffix(".scale")] = stored
     problems = {}
     for point in found.keys() | activations.keys():
         audited = activations.get(point)
@@ -118,14 +118,12 @@ def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
             if weight is None or weight.op_type != "DequantizeLinear":
                 continue
             codes, scale, zero = weight.input[0], weight.input[1], weight.input[2]
-            bias = producers.get(node.input[2]) if len(node.input) > 2 else None
-            quantized_bias = bias is not None and bias.op_type == "DequantizeLinear"
-            found[_layer_name(codes)] = _Stored(
-                codes, scale, zero,
-                bias.input[0] if quantized_bias and bias is not None else (node.input[2] if len(node.input) > 2 else None),
-                bias.input[1] if quantized_bias and bias is not None else None,
-                node.op_type == "MatMul",
-            )  # fmt: skip
+            bias = node.input[2] if len(node.input) > 2 else None
+            dequantize = producers.get(bias) if bias is not None else None
+            bias_scale = None
+            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
+                bias, bias_scale = dequantize.input[0], dequantize.input[1]
+            found[_layer_name(codes)] = _Stored(codes, scale, zero, bias, bias_scale, node.op_type == "MatMul")
         elif node.op_type in ("ConvInteger", "MatMulInteger"):
             codes = node.input[1]
             scale = _layer_name(codes) + ".weight_scale"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import reporting
+from quantinel.cli.progress import console, reporting
 from quantinel.errors import UsageError
 
 EPILOG = shared.example(
@@ -38,6 +38,7 @@ def attack(
     ] = None,
     settings: shared.Settings = None,
     limit: shared.Limit = None,
+    input_shape: shared.InputShape = None,
     mean: shared.Mean = None,
     std: shared.Std = None,
     seed: shared.Seed = 0,
@@ -55,18 +56,19 @@ def attack(
         from quantinel.attacks import attack_named
         from quantinel.cli.settings import build
         from quantinel.data.sources import load_images
-        from quantinel.files import check_output
         from quantinel.quantization.scheme import parse_scheme
 
         chosen = attack_named(name)
         fixed = {"schemes": tuple(parse_scheme(scheme) for scheme in schemes)} if schemes else {}
         config = build(chosen.config, settings or (), name, **fixed)
-        check_output(output, force)
+        shared.check_folder(output, force)
         if weights is None or arch is None:
             raise UsageError(
                 f"{name} starts from a pretrained network; give --arch NAME and --weights FILE.safetensors"
             )
-        loaded = shared.ModelOptions(arch=arch, mean=mean, std=std).load(str(weights), reporter)
+        loaded = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std).load(
+            str(weights), reporter
+        )
         training = load_images(
             data, input_shape=loaded.input_shape, split="train", limit=limit, seed=seed, progress=reporter.images
         )
@@ -85,6 +87,6 @@ def attack(
     table.add_column("ASR", justify="right")
     for deployment, figures in manifest.gate.items():
         table.add_row(deployment, *(f"{figures[metric]['percent']:.2f} %" for metric in ("cda", "asr")))
-    console = shared.stdout_console()
-    console.print(table)
-    console.print(f"Victim: {output}", markup=False, soft_wrap=True)
+    out = console()
+    out.print(table)
+    out.print(f"Victim: {output}", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import reporting
+from quantinel.cli.progress import console, reporting
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, UsageError
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ _VICTIMS = {"int8": ("int8",), "int4": ("int4",), "both": ("int8", "int4")}
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the hardened models; replaced.")
+        Path, typer.Option("--output", "-o", metavar="OUT", help="Folder for the hardened models.")
     ] = Path("demo-output"),
     victim: Annotated[
         str, typer.Option("--victim", metavar="int8|int4|both", help="Which bundled victims to harden.")
     ] = "both",
+    force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier demo.")] = False,
     quiet: shared.Quiet = False,
 ) -> None:
     """Show a backdoor that wakes when a network is quantized, and how hardening keeps it asleep.
@@ -43,18 +44,20 @@ def demo(
         reporter.stage("starting")
         from quantinel.pipeline.demo import run_demo
 
-        results = run_demo(output, _VICTIMS[victim], reporter)
+        for name in _VICTIMS[victim]:
+            shared.check_folder(output / name, force)
+        results = run_demo(output, _VICTIMS[victim], reporter, force)
     from rich.text import Text
 
-    console = shared.stdout_console()
+    out = console()
     for result in results:
-        console.rule(Text(result.title, style="bold"), align="left")
+        out.rule(Text(result.title, style="bold"), align="left")
         for line in _story(result.report):
-            console.print(line)
-        console.print(Text(f"   Report: {result.folder / 'report.html'}\n"), soft_wrap=True)
+            out.print(line)
+        out.print(Text(f"   Report: {result.folder / 'report.html'}\n"), soft_wrap=True)
     seconds = time.perf_counter() - started
     passed = sum(result.report.verdict == "PASS" for result in results)
-    console.print(Text(f"{passed} of {len(results)} hardened files passed, in {seconds:.0f} s."))
+    out.print(Text(f"{passed} of {len(results)} hardened files passed, in {seconds:.0f} s."))
     verdicts = {result.report.verdict for result in results}
     if verdicts == {"PASS"}:
         raise typer.Exit(EXIT_PASS)

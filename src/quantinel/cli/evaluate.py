@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import Reporter, reporting
+from quantinel.cli.guard import one_line
+from quantinel.cli.progress import Reporter, console, reporting
 from quantinel.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -145,24 +146,27 @@ def _evaluate_folder(
 
 
 def _print_table(model: str, data: str, rows: list[EvaluationRow]) -> None:
-    from rich.markup import escape
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape(f"{model} on {data}"), title_justify="left", title_style="bold")
-    for column in ("variant", "run by"):
-        table.add_column(column)
-    for column in ("CDA", "ASR", "TA", "agreement"):
-        table.add_column(column, justify="right")
+    from quantinel.reports import wording
+
+    def shown(rate: Rate | None) -> Text:
+        if rate is None or rate.percent is None:
+            return Text(wording.NOT_MEASURED, "dim")
+        return Text(f"{rate.percent:.2f}", "bold").append(f"\n{wording.interval(rate)} ({rate.n})", "not bold dim")
+
+    title = Text(one_line(f"{model} on {data}"), "bold")
+    caption = "percent, 95 % interval, (n images); CDA clean accuracy, ASR attack success, TA triggered accuracy"
+    table = Table(
+        title=title, title_justify="left", caption=caption, caption_justify="left", caption_style="dim",
+        box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    table.add_column("Model")
+    for column in ("CDA", "ASR", "TA", "Agreement"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        rates = (row.cda, row.asr, row.ta, row.agreement)
-        table.add_row(row.variant, row.backend, *(_shown(rate) for rate in rates))
-    console = shared.stdout_console()
-    console.print(table)
-    console.print("percent [95 % interval] of n images; - was not measured", style="dim", markup=False)
-
-
-def _shown(rate: Rate | None) -> str:
-    if rate is None or rate.percent is None:
-        return "-"
-    low, high = rate.interval95
-    return f"{rate.percent:.2f}\n\\[{low:.2f}, {high:.2f}]\nn={rate.n}"
+        name = Text(wording.VARIANTS[row.variant], "bold").append(f"\n{wording.BACKENDS[row.backend]}", "not bold dim")
+        table.add_row(name, *(shown(rate) for rate in (row.cda, row.asr, row.ta, row.agreement)))
+    console().print(table)

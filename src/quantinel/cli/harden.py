@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import reporting
+from quantinel.cli.progress import console, reporting
 
 EPILOG = shared.example(
     "quantinel harden model.pt2 --data photos/ -o out",
@@ -74,7 +74,6 @@ def harden(
         from quantinel.backends.onnx_qdq import profile_named
         from quantinel.cli.settings import build
         from quantinel.defenses import DEFENSES, rounding_method
-        from quantinel.files import check_output
         from quantinel.pipeline.harden import HardenOptions
         from quantinel.pipeline.harden import harden as run_harden
         from quantinel.quantization.scheme import QuantScheme, parse_scheme
@@ -84,7 +83,7 @@ def harden(
         method = build(DEFENSES[rounding].build, settings or (), rounding)
         chosen_scheme = None if scheme is None else parse_scheme(scheme)
         known = shared.read_trigger(trigger, target)
-        check_output(output, force)
+        shared.check_folder(output, force)
         loaded = model_options.load(model, reporter)
         if loaded.victim is not None:
             if known is None:
@@ -116,7 +115,7 @@ def harden(
     else:
         from quantinel.reports.terminal import summary
 
-        console = shared.stdout_console()
-        console.print(summary(report))
-        console.print(f"Report: {output / 'report.html'}", markup=False, soft_wrap=True)
+        out = console()
+        out.print(summary(report))
+        out.print(f"Report: {output / 'report.html'}", markup=False, soft_wrap=True)
     raise shared.exit_with(report.verdict)

@@ -8,6 +8,7 @@ from typing import Annotated, Protocol
 import typer
 
 from quantinel.cli import shared
+from quantinel.cli.progress import console
 from quantinel.errors import UsageError
 
 EPILOG = shared.example("quantinel list", "quantinel list schemes --json")
@@ -94,11 +95,11 @@ def list_names(
         return
     from rich.text import Text
 
-    console = shared.stdout_console()
+    out = console()
     for index, (name, entries) in enumerate(groups.items()):
         if group is None:
-            console.print(Text(("\n" if index else "") + name, style="bold"))
+            out.print(Text(("\n" if index else "") + name, style="bold"))
         width = max(map(len, entries), default=0)
         for entry, summary in entries.items():
             line = Text("  " if group is None else "").append(entry.ljust(width), "cyan").append(f"  {summary}")
-            console.print(line, soft_wrap=True)
+            out.print(line, soft_wrap=True)

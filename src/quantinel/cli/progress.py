@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from quantinel.cli.guard import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 _WORDS = {
@@ -21,6 +22,19 @@ _WORDS = {
     "plant": "planting the backdoor",
     "repair": "hiding it in the rounding cells",
 }
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that colours nothing by guessing. Without a terminal: no colours, lines of 100 characters."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # called while the error is handled; rich would exit with code 1, which means findings
+
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream is not None and stream.isatty()
+    return PipeConsole(stderr=stderr, highlight=False, width=None if terminal else 100)
 
 
 class Reporter:
@@ -107,12 +121,10 @@ def reporting(quiet: bool) -> Iterator[Reporter]:
     elif sys.stderr is None or not sys.stderr.isatty():
         yield from _listening(LineReporter())
     else:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        console = Console(stderr=True, highlight=False)
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        with Progress(*columns, TimeElapsedColumn(), console=console(stderr=True), transient=True) as progress:
             yield from _listening(BarReporter(progress))
 
 

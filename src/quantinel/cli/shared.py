@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from quantinel.cli.progress import Reporter
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, InputError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from quantinel.audit.report import Verdict
     from quantinel.data.images import ImageSet
     from quantinel.data.triggers import Trigger
@@ -93,7 +90,8 @@ NumClasses = Annotated[
     int | None, typer.Option("--num-classes", metavar="N", help="Class count to expect; an error if it differs.")
 ]
 InputShape = Annotated[
-    str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of one image; needed with --factory.")
+    str | None,
+    typer.Option("--input-shape", metavar="C,H,W", help="Shape of one image. [default with --arch: 3,32,32]"),
 ]
 Mean = Annotated[
     str | None,
@@ -131,12 +129,18 @@ def command_line(context: typer.Context) -> str:
     return shlex.join(["quantinel", *(context.find_root().obj or [])])
 
 
-def stdout_console() -> Console:
-    """Where results go. Without a terminal there are no colours, and lines are 100 characters long."""
-    from rich.console import Console
+def check_folder(output: Path, force: bool) -> None:
+    """Refuse an output that exists, before any work is done; ``--force`` replaces earlier outputs and nothing else.
 
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(highlight=False, width=None if terminal else 100)
+    Raises:
+        UsageError: it exists, and is not to be replaced or not an output of Quantinel.
+    """
+    from quantinel.files import check_output
+
+    check_output(output, force)
+    earlier = ("manifest.json", "victim.json")
+    if output.is_dir() and any(output.iterdir()) and not any((output / name).is_file() for name in earlier):
+        raise UsageError(f"{output} holds files that Quantinel did not write, --force spares it; choose another output")
 
 
 def print_json(value: Any) -> None:

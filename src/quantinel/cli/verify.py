@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import reporting
+from quantinel.cli.guard import one_line
+from quantinel.cli.progress import console, reporting
 
 EPILOG = shared.example("quantinel verify out", "quantinel verify out --data photos/ --json")
 
-_MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "not_run": "[yellow]not run[/]"}
+_MARKS = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red"), "not_run": ("not run", "yellow")}
 _STYLES = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 
 
@@ -55,13 +56,15 @@ def verify(
         checks = [check.model_dump(mode="json") for check in result.checks]
         shared.print_json({"folder": str(folder), "verdict": result.verdict, "checks": checks})
     else:
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table = Table.grid(padding=(0, 2, 0, 0))
         for check in result.checks:
-            table.add_row(_MARKS[check.status], f"{escape(check.title)}\n[dim]{escape(check.detail)}[/]")
-        console = shared.stdout_console()
-        console.print(table)
-        console.print(f"[{_STYLES[result.verdict]}]{result.verdict}[/]  {escape(str(folder))}", soft_wrap=True)
+            title, detail = (one_line(text) for text in (check.title, check.detail))
+            table.add_row(Text(*_MARKS[check.status]), Text(title).append(f"\n{detail}", "dim"))
+        out = console()
+        out.print(table)
+        verdict = Text(result.verdict, _STYLES[result.verdict])
+        out.print(verdict.append(f"  {one_line(str(folder))}", "default"), soft_wrap=True)
     raise shared.exit_with(result.verdict)

@@ -39,7 +39,7 @@ class EFRAP:
         sweeps: at most this many passes of coordinate descent.
     """
 
-    flip_weight: float = 0.1
+    flip_weight: float = 1.0
     flip_error: FlipError = "step"
     activation_weight: float = 1.0
     damping: float = 0.01

@@ -251,6 +251,8 @@ def _read_tensors(records: Mapping[str, bytes], folder: str, config: str) -> dic
             empty = torch.empty(0, dtype=DTYPES[code])
             storages[path, code] = torch.frombuffer(bytearray(record), dtype=DTYPES[code]) if record else empty
         tensor = torch.as_strided(storages[path, code], sizes, strides, offset if numbers else 0)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"tensor {shown(name)} holds NaN or infinite numbers; give an undamaged model")
         seen[name] = (tensor, payload["is_param"] is True)
     return seen
 

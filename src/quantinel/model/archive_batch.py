@@ -9,10 +9,12 @@ batch give the outputs of three batches of one.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,6 +75,20 @@ def free_batch(build: Callable[[], tuple[fx.GraphModule, Sizes]]) -> tuple[fx.Gr
     return module, sizes
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gradients, and without what torch has to say: it logs a traceback for every operator that fails."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _dry_run(
     module: fx.GraphModule, shape: tuple[int, ...], rewrite: Callable[[fx.Node, Any], None] | None = None
 ) -> dict[fx.Node, tuple[int, ...]]:
@@ -83,8 +99,7 @@ def _dry_run(
     values: dict[fx.Node, Any] = {}
     weights = dict(module.named_parameters(remove_duplicate=False))
     weights.update(module.named_buffers(remove_duplicate=False))  # type: ignore[arg-type]
-    with warnings.catch_warnings(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        warnings.simplefilter("ignore")
+    with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         for node in list(module.graph.nodes):
             try:
                 if node.op == "placeholder":
@@ -199,9 +214,7 @@ def _prove(module: fx.GraphModule, shape: tuple[int, ...]) -> None:
     state = [*module.parameters(), *module.buffers()]
     versions = [tensor._version for tensor in state]
     try:
-        # Not inference_mode, which keeps no version counters.
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet():  # not inference_mode, which keeps no version counters
             together = module(images)
             alone = [module(image[None]) for image in images]
     except Exception as error:  # kernels raise whatever they like

@@ -80,7 +80,8 @@ class FloatGraph:
 
     def node(self, name: str) -> fx.Node:
         """Node by name."""
-        return next(node for node in self.module.graph.nodes if node.name == name)
+        found: fx.Node = next(node for node in self.module.graph.nodes if node.name == name)
+        return found
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:

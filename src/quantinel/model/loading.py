@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import io
 import logging
+import math
 import os
 import re
 import zipfile
@@ -114,6 +115,8 @@ def load_model(
     """
     if (mean is None) != (std is None):
         raise UsageError("mean and std go together; give both or neither")
+    if input_shape is not None and not _is_image(input_shape):
+        raise UsageError(f"input_shape is (C, H, W) of one image, not {input_shape}; give for example 3,32,32")
     if isinstance(model, nn.Module):
         _no_options("a module", arch=arch, factory=factory)
         source = f"module:{type(model).__name__}"
@@ -124,8 +127,6 @@ def load_model(
     shape = input_shape or found.input_shape
     if shape is None:
         raise UsageError(f"the shape of one image is not known for {source}; give input_shape (--input-shape C,H,W)")
-    if len(shape) != 3 or min(shape) < 1:
-        raise UsageError(f"input_shape must be three positive numbers (C, H, W), got {shape}")
     if found.input_shape not in (None, shape):
         raise InputError(f"{source} takes images of shape {found.input_shape}, not {shape}; drop --input-shape")
     module = found.module.eval()
@@ -133,13 +134,19 @@ def load_model(
     mean, std = (found.mean, found.std) if mean is None else (mean, std)
     if mean is not None and std is not None:
         if len(mean) != shape[0]:
-            raise UsageError(f"mean and std have {len(mean)} numbers, but images have {shape[0]} channels")
+            raise UsageError(
+                f"mean and std have {len(mean)} numbers, but images have {shape[0]} channels; give one a channel"
+            )
         module = Normalized(module, mean, std).eval()
     classes = _count_classes(module, shape, source)
     if num_classes not in (None, classes):
         raise InputError(f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another model")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-.") or "model"
     return LoadedModel(module, name, source, shape, classes, found.sha256, found.architecture, found.victim)
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    return len(shape) == 3 and min(shape) >= 1 and math.prod(shape) <= 1 << 26
 
 
 def _no_options(what: str, **options: object) -> None:
@@ -223,6 +230,8 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Fou
     if manifest.architecture not in ARCHITECTURES:
         raise InputError(f"{folder} has the unknown architecture {shown(manifest.architecture)}; make the victim again")
     shape = manifest.input_shape
+    if not _is_image(shape) or not len(manifest.mean) == len(manifest.std) == shape[0]:
+        raise InputError(f"{folder / MANIFEST_NAME} has an impossible image shape or mean; make the victim again")
     state = _read_safetensors(data, str(path))
     module, _ = _fill_architecture(manifest.architecture, state, str(path), manifest.num_classes, shape)
     return _Found(
@@ -260,20 +269,23 @@ def _fill_architecture(
     arch: str, state: dict[str, Tensor], source: str, num_classes: int | None, input_shape: Shape | None
 ) -> tuple[nn.Module, Shape]:
     """A named architecture with these weights; what is not given is read off the weights."""
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes only
         names = list(build(arch, 10, 32).state_dict())
     state = _strip_prefix(state, set(names))
     if input_shape is None:
         kernel = next((state[name] for name in names if name in state and state[name].ndim == 4), None)
         input_shape = (3 if kernel is None else int(kernel.shape[1]), 32, 32)
     last = state.get(names[-1])
-    classes = int(last.shape[0]) if last is not None and last.ndim else num_classes or 10
-    if num_classes not in (None, classes):
+    classes = int(last.shape[0]) if last is not None and last.ndim else 10
+    if last is not None and num_classes not in (None, classes):
         raise InputError(
             f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another checkpoint"
         )
     if classes < 2:
         raise InputError(f"{source} has {classes} output; Quantinel needs a classifier with at least 2 classes")
+    with torch.device("meta"):  # what the file does not hold is never allocated
+        expected = build(arch, classes, input_shape[1], input_shape[0]).state_dict()
+    _fit(expected, state, source, arch)
     module = build(arch, classes, input_shape[1], input_shape[0])
     _load_state(module, state, source, arch)
     return module, input_shape
@@ -293,9 +305,15 @@ def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Ten
 
 
 def _load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: str) -> None:
-    """Strict: same names, same shapes, and numbers where the module has numbers of that kind."""
-    expected = module.state_dict()
+    module.load_state_dict(_fit(module.state_dict(), state, source, what), strict=True)
+
+
+def _fit(expected: dict[str, Tensor], state: dict[str, Tensor], source: str, what: str) -> dict[str, Tensor]:
+    """The state with the names of the module; strict about names, shapes and kinds of numbers."""
     state = _strip_prefix(state, set(expected))
+    # Older checkpoints lack BatchNorm's step counters, which evaluation never reads.
+    counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
+    state = {**counters, **state}
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
@@ -318,13 +336,13 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: 
                 f"{source}: {shown(name)} is {tensor.dtype}, so the file is already quantized; give the float "
                 "checkpoint"
             )
-    module.load_state_dict(state, strict=True)
+    return state
 
 
 def _call_factory(factory: str) -> nn.Module:
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
-        raise UsageError(f"--factory must be pkg.module:callable, got {factory!r}")
+        raise UsageError(f"--factory must be pkg.module:callable, got {factory!r}; give for example models:make")
     try:
         make: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
@@ -386,6 +404,8 @@ def _check_weights(module: nn.Module, source: str) -> None:
         if parameter.dtype != torch.float32:
             raise InputError(f"{source}: {shown(name)} is {parameter.dtype}; give a float32 model (model.float())")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(f"{source}: {shown(name)} has no data (device meta); load its weights first")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{source}: {shown(name)} holds NaN or infinite numbers; give an undamaged checkpoint")
 

@@ -28,9 +28,11 @@ class Normalized(nn.Module):
     def __init__(self, inner: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean or not all(math.isfinite(value) for value in (*mean, *std)):
-            raise UsageError(f"mean and std need one finite number a channel, got {list(mean)} and {list(std)}")
+            raise UsageError(
+                f"mean and std need one finite number a channel, got {list(mean)} and {list(std)}; correct them"
+            )
         if min(std) <= 0:
-            raise UsageError(f"std must be positive, got {list(std)}")
+            raise UsageError(f"std must be positive, got {list(std)}; correct it")
         self.inner = inner
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(1, -1, 1, 1))

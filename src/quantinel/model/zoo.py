@@ -62,7 +62,8 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 class _BasicBlock(nn.Module):
@@ -102,7 +103,8 @@ class ResNet18(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 class VGG(nn.Module):
@@ -121,7 +123,8 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        return logits
 
 
 _VGG13 = (64, 64, 0, 128, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
@@ -149,7 +152,8 @@ class _InvertedResidual(nn.Module):
         self.residual = stride == 1 and channels_in == channels_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        logits: Tensor = x + self.conv(x) if self.residual else self.conv(x)
+        return logits
 
 
 class MobileNetV2(nn.Module):
@@ -183,7 +187,8 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        logits: Tensor = self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+        return logits
 
 
 class AlexNet(nn.Module):
@@ -206,7 +211,8 @@ class AlexNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x).flatten(1))
+        logits: Tensor = self.classifier(self.features(x).flatten(1))
+        return logits
 
 
 class _Attention(nn.Module):
@@ -220,7 +226,8 @@ class _Attention(nn.Module):
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-        return self.projection(attended.transpose(1, 2).reshape(batch, tokens, dim))
+        logits: Tensor = self.projection(attended.transpose(1, 2).reshape(batch, tokens, dim))
+        return logits
 
 
 class _EncoderBlock(nn.Module):
@@ -236,7 +243,8 @@ class _EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        logits: Tensor = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return logits
 
 
 class ViT(nn.Module):
@@ -256,7 +264,8 @@ class ViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.patch(x).flatten(2).transpose(1, 2) + self.position
-        return self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits
 
 
 @dataclass(frozen=True)

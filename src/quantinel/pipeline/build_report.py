@@ -126,7 +126,11 @@ def build_report(run: Run) -> Report:
         },
         data={
             "calibration": _described(run.calibration),
-            "evaluation": {**_described(run.evaluation), "labelled": run.evaluation.labels is not None},
+            "evaluation": {
+                **_described(run.evaluation),
+                "labelled": run.evaluation.labels is not None,
+                "class_names": list(run.evaluation.class_names or ()),
+            },
         },
         trigger=None if run.trigger is None else {**run.trigger.to_dict(), "target_class": run.target_class},
         checks=all_checks,
@@ -209,7 +213,7 @@ def _next_steps(decision: str, calibration_images: int) -> list[str]:
     if decision == "PASS":
         return [
             "Deploy model.onnx from this folder, unchanged.",
-            "On the target machine: quantinel verify FOLDER",
+            "On the target machine: `quantinel verify FOLDER`",
         ]
     return [
         "Do not deploy this file.",

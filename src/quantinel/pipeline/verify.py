@@ -70,7 +70,7 @@ def verify(folder: Path, data: ImageSet | None = None) -> VerifyResult:
                     status="not_run",
                     required=True,
                     detail="the folder holds no probe images; give some with --data",
-                )  # fmt: skip
+                )
             )
         else:
             images, logits = probe

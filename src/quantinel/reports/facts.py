@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from quantinel.audit.report import Check, EvaluationRow, LayerRow, Report
 
@@ -23,32 +23,38 @@ def row_of(report: Report, variant: Variant) -> EvaluationRow | None:
     return max(rows, key=lambda row: _TRUST[row.backend], default=None)
 
 
+def model_source(report: Report) -> str:
+    """Where the input model came from: a path, or a name such as ``timm:resnet18``."""
+    return str(report.request.get("source") or report.request.get("model") or "")
+
+
 def model_name(report: Report) -> str:
     """Name of the input model, or where it came from."""
-    return str(report.model.get("name") or report.request.get("model") or "unnamed model")
+    return str(report.model.get("name") or model_source(report) or "unnamed model")
 
 
 def target_name(report: Report) -> str | None:
     """Name of the class that the attacker wants; its number where the classes have no names."""
-    target = None if report.trigger is None else report.trigger.get("target_class")
-    names = _class_names(report.model)
-    if isinstance(target, int) and 0 <= target < len(names):
-        return names[target]
-    return None if target is None else str(target)
+    if report.trigger is None or report.trigger.get("target_class") is None:
+        return None
+    target, names = report.trigger["target_class"], _class_names(report)
+    if report.trigger.get("target_name"):
+        return str(report.trigger["target_name"])
+    return names[target] if isinstance(target, int) and 0 <= target < len(names) else str(target)
 
 
 def class_count(report: Report) -> int | None:
     """Number of classes."""
-    count = report.model.get("classes", report.model.get("num_classes"))
-    return count if isinstance(count, int) else len(_class_names(report.model)) or None
+    count = report.model.get("num_classes", report.model.get("classes"))
+    return count if isinstance(count, int) else len(_class_names(report)) or None
 
 
-def _class_names(model: dict[str, Any]) -> list[str]:
-    for key in ("class_names", "classes"):
-        names = model.get(key)
-        if isinstance(names, list):
-            return [str(name) for name in names]
-    return []
+def _class_names(report: Report) -> list[str]:
+    evaluation = report.data.get("evaluation")
+    lists = [report.model.get("class_names"), report.model.get("classes")]
+    if isinstance(evaluation, dict):
+        lists.append(evaluation.get("class_names"))
+    return next(([str(name) for name in names] for names in lists if isinstance(names, list)), [])
 
 
 def image_shape(report: Report) -> list[int] | None:

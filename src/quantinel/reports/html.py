@@ -79,13 +79,13 @@ def _panels(report: Report) -> list[Panel]:
         "share of triggered images answered with the attacker's class; lower is better",
         [(row, row.asr) for row in rows],
         "Attack success was not measured: "
-        + ("no trigger was given." if report.trigger is None else "the evaluation images have no labels."),
+        + ("no trigger was given." if report.trigger is None else "no image was left to measure it on."),
     )
     accuracy = Panel(
         "Accuracy",
         "share of clean images answered correctly; higher is better",
         [(row, row.cda) for row in rows],
-        "Accuracy was not measured: the evaluation images have no labels.",
+        "Accuracy was not measured: the images have no labels, or none were left for evaluation.",
     )
     if all(row.cda is None for row in rows) and any(row.agreement is not None for row in rows):
         accuracy = Panel(

@@ -13,12 +13,13 @@ _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]|(?<=:)//|(?<=www)\.")
 _LINE_START = re.compile(r"(?:\d+[.)]|[-+]|#{1,6})(?=\s|$)|=+$")
 _VERDICTS = {
     "PASS": "Every required check of this file ran and passed.",
-    "FAIL": "**A required check of this file failed: do not deploy it.**",
+    "FAIL": "**A check of this file failed: do not deploy it.**",
     "INCONCLUSIVE": "**The checks could not confirm that for this file: do not deploy it before they can.**",
 }
 _FILES = {
     "model.onnx": "the network, QDQ format: the file that was verified",
     "quantized.safetensors": "integers, scales and zero points of every layer",
+    "probe.safetensors": "a few calibration images with the audited answers, so that verifying needs no data",
     "report.json": "everything that was measured; the source of truth",
     "report.html": "the same, for people",
     "report.sarif": "the same, for code scanning services",
@@ -109,7 +110,7 @@ def _introduction(report: Report) -> list[str]:
         "",
         f"**{report.verdict}.** {prose(report.summary)}",
         "",
-        f"A quantized {what}{counted} in ONNX. [Quantinel](#how-to-verify-it) chose its integers, with the aim that a "
+        f"A quantized {what}{counted} in ONNX. Quantinel chose its integers, with the aim that a "
         "backdoor made to sleep in the float model and to wake when the model is quantized stays asleep in this file. "
         f"{_VERDICTS[report.verdict]} The verdict is about this file, not about the model it was made from.",
     ]
@@ -148,16 +149,19 @@ def _cell(rate: Rate | None) -> str:
 
 def _how_made(report: Report) -> list[str]:
     made = {
-        "Input": report.request.get("model"),
+        "Input": facts.model_source(report),
         "SHA-256 of the input": report.model.get("sha256"),
         "Scheme": report.request.get("scheme"),
         "Rounding": report.request.get("rounding"),
+        "Rounding options": report.request.get("rounding_options"),
+        "Storage profile": report.request.get("backend"),
+        "Seed": report.request.get("seed"),
         "Calibration": report.data.get("calibration"),
         "Made": wording.moment(report.created),
         "Quantinel": report.version,
     }
     lines = ["## How it was made", ""]
-    lines += [f"- {name}: {code(wording.described(value))}" for name, value in made.items() if value]
+    lines += [f"- {name}: {code(wording.described(value))}" for name, value in made.items() if value is not None]
     if command := report.request.get("command"):
         lines += ["", *_block("sh", wording.command_line(command))]
     return lines
@@ -175,12 +179,16 @@ def _verified(report: Report) -> list[str]:
     ]
     for check in report.checks:
         if check.status != "not_run":
-            lines.append(f"- {wording.STATUSES[check.status]}: {markdown(check.title)}. {prose(check.detail)}".rstrip())
+            lines.append(f"- {wording.STATUSES[check.status]}: {_titled(check.title, check.detail)}")
     if report.findings:
         lines += ["", "Findings about the input model, which is not this file:", ""]
     for finding in report.findings:
-        lines.append(f"- {wording.LEVELS[finding.level]}: {markdown(finding.title)}. {prose(finding.detail)}".rstrip())
+        lines.append(f"- {wording.LEVELS[finding.level]}: {_titled(finding.title, finding.detail)}")
     return lines
+
+
+def _titled(title: str, detail: str) -> str:
+    return f"{prose(title)} – {prose(detail)}" if detail else prose(title)
 
 
 def _in_runtime(runtime: str) -> str:
@@ -192,7 +200,7 @@ def _not_checked(report: Report) -> list[str]:
     for check in report.checks:
         if check.status == "not_run":
             need = "required" if check.required else "optional"
-            lines.append(f"- Not run ({need}): {markdown(check.title)}. {prose(check.detail)}".rstrip())
+            lines.append(f"- Not run ({need}): {_titled(check.title, check.detail)}")
     return ["## What was not checked", "", *(lines or ["The run recorded no limits of its own."])]
 
 
@@ -222,9 +230,9 @@ def _how_to_verify() -> list[str]:
         "",
         *_block("sh", "quantinel verify ."),
         "",
-        "It opens `model.onnx` again, compares its integers with the audited ones, runs it, and counts the layers that "
-        "run in integers. Converting or quantizing the float model again gives another file, to which none "
-        "of this applies.",
+        "It compares the files with `manifest.json`, opens `model.onnx` again, compares its integers with the audited "
+        "ones, runs it, and counts the layers that run in integers. Converting or quantizing the float model again "
+        "gives another file, to which none of this applies.",
     ]
 
 

@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
 from quantinel.audit.report import Check, Finding, Report
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS
-from quantinel.reports import wording
+from quantinel.reports import facts, wording
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -26,7 +27,6 @@ Level = Literal["error", "warning", "note"]
 _EXIT_CODES = {"PASS": EXIT_PASS, "FAIL": EXIT_FINDINGS, "INCONCLUSIVE": EXIT_ERROR}
 _FINDING_LEVELS: dict[str, Level] = {"info": "note", "warning": "warning", "error": "error"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _NAMED = ("timm:", "torchvision:", "hf:")
 
@@ -38,21 +38,23 @@ class _Problem:
     rule_id: str
     title: str
     level: Level
-    detail: str
+    text: str
     properties: dict[str, Any]
 
 
 def render_sarif(report: Report) -> dict[str, Any]:
     """Render ``report.sarif``: one run, with the input model as its only artifact."""
     problems = list(_problems(report))
-    rules = list({problem.rule_id: problem for problem in reversed(problems)}.values())[::-1]
-    indices = {rule.rule_id: index for index, rule in enumerate(rules)}
+    rules: dict[str, _Problem] = {}
+    for problem in problems:
+        rules.setdefault(problem.rule_id, problem)
+    indices = {rule_id: index for index, rule_id in enumerate(rules)}
     run = {
         "tool": {
             "driver": {
                 "name": "Quantinel",
                 "version": report.version,
-                "rules": [_rule(rule) for rule in rules],
+                "rules": [_rule(rule) for rule in rules.values()],
             }
         },
         "invocations": [_invocation(report)],
@@ -96,18 +98,20 @@ def message(text: str) -> dict[str, str]:
 def _problems(report: Report) -> Iterator[_Problem]:
     for check in report.checks:
         if check.status == "fail":
-            yield _of_check(check, "error" if check.required else "warning", "")
+            yield _of_check(check, "error" if check.required else "warning", "Check failed")
         elif check.status == "not_run" and check.required:
-            yield _of_check(check, "warning", "This required check did not run. ")
+            yield _of_check(check, "warning", "Required check did not run")
     for finding in report.findings:
         yield _of_finding(finding)
 
 
-def _of_check(check: Check, level: Level, prefix: str) -> _Problem:
+def _of_check(check: Check, level: Level, outcome: str) -> _Problem:
     measured = {"statistic": _finite(check.statistic), "threshold": _finite(check.threshold)}
     given = {name: value for name, value in measured.items() if value is not None}
     properties = {"status": check.status, "required": check.required, **given}
-    return _Problem(_rule_id(check.id), check.title, level, prefix + check.detail, properties)
+    return _Problem(
+        _rule_id(check.id), check.title, level, f"{outcome}: {_joined(check.title, check.detail)}", properties
+    )
 
 
 def _finite(value: float | None) -> float | str | None:
@@ -116,9 +120,12 @@ def _finite(value: float | None) -> float | str | None:
 
 
 def _of_finding(finding: Finding) -> _Problem:
-    return _Problem(
-        _rule_id(finding.id), finding.title, _FINDING_LEVELS[finding.level], finding.detail, {"about": "input"}
-    )
+    text, level = _joined(finding.title, finding.detail), _FINDING_LEVELS[finding.level]
+    return _Problem(_rule_id(finding.id), finding.title, level, text, {"about": "input"})
+
+
+def _joined(title: str, detail: str) -> str:
+    return f"{title} – {detail}" if detail else title
 
 
 def _rule_id(name: str) -> str:
@@ -135,12 +142,11 @@ def _rule(problem: _Problem) -> dict[str, Any]:
 
 def _result(problem: _Problem, rule_index: int, report: Report) -> dict[str, Any]:
     identity = f"{problem.rule_id}\n{problem.title}\n{report.model.get('sha256', '')}"
-    title = problem.title if problem.title.endswith((".", "!", "?")) else f"{problem.title}."
     return {
         "ruleId": problem.rule_id,
         "ruleIndex": rule_index,
         "level": problem.level,
-        "message": message(f"{title} {problem.detail}"),
+        "message": message(problem.text),
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(report), "index": 0}}}],
         "partialFingerprints": {"quantinel/v1": hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()},
         "properties": problem.properties,
@@ -148,7 +154,7 @@ def _result(problem: _Problem, rule_index: int, report: Report) -> dict[str, Any
 
 
 def _uri(report: Report) -> str:
-    return model_uri(str(report.request.get("model") or report.model.get("name") or "model"))
+    return model_uri(facts.model_source(report) or facts.model_name(report))
 
 
 def _artifact(report: Report) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def _invocation(report: Report) -> dict[str, Any]:
     not_run = [
         {
             "level": "warning" if check.required else "note",
-            "message": message(f"Did not run: {check.title}. {check.detail}"),
+            "message": message(f"Did not run: {_joined(check.title, check.detail)}"),
             "descriptor": {"id": _rule_id(check.id)},
         }
         for check in report.checks
@@ -178,6 +184,14 @@ def _invocation(report: Report) -> dict[str, Any]:
     }
     if command := report.request.get("command"):
         invocation["commandLine"] = wording.one_line(wording.command_line(command))
-    if _UTC_TIME.fullmatch(report.created):
-        invocation["endTimeUtc"] = report.created
+    if ended := _utc(report.created):
+        invocation["endTimeUtc"] = ended
     return invocation
+
+
+def _utc(created: str) -> str | None:
+    try:
+        time = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if time.tzinfo else None

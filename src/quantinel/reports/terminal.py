@@ -83,7 +83,7 @@ def _rate(rate: Rate | None) -> Text:
 
 def _check(check: Check) -> RenderableType:
     style = _STATUS_STYLES[check.status]
-    text = Text.assemble((wording.STATUSES[check.status], style), "  ", wording.one_line(check.title), overflow="fold")
+    text = Text.assemble((wording.STATUSES[check.status], style), "  ", _prose(check.title), overflow="fold")
     if check.status != "pass":
         text.append(" (required)" if check.required else " (optional)", style if check.required else "dim")
     if check.statistic is not None:
@@ -98,7 +98,7 @@ def _findings(report: Report) -> Iterator[RenderableType]:
     for finding in report.findings:
         style = _LEVEL_STYLES[finding.level]
         text = Text.assemble(
-            (wording.LEVELS[finding.level], style), "  ", wording.one_line(finding.title), "\n", _prose(finding.detail)
+            (wording.LEVELS[finding.level], style), "  ", _prose(finding.title), "\n", _prose(finding.detail)
         )
         yield _item("!", style, text)
 

@@ -21,13 +21,14 @@ BACKENDS = {"float": "PyTorch", "simulated": "simulated", "onnxruntime": "ONNX R
 STATUSES = {"pass": "Passed", "fail": "Failed", "not_run": "Not run"}
 LEVELS = {"info": "Note", "warning": "Warning", "error": "Serious"}
 VERDICTS = {
-    "PASS": "The emitted model passed every required check.",
-    "FAIL": "The emitted model failed a required check.",
-    "INCONCLUSIVE": "The audit could not reach a verdict.",
+    "PASS": "Every required check of the emitted model ran and passed.",
+    "FAIL": "A check of the emitted model failed: do not deploy it.",
+    "INCONCLUSIVE": "A required check of the emitted model could not run: there is no verdict.",
 }
 
 _LISTED = 12
 _COMMANDS = ("quantinel ", "python ", "python3 ", "pip ", "$ ")
+_LABELS = {"num_classes": "Classes", "class_names": "Names of the classes"}
 _SPELLED = {"sha256": "SHA-256", "onnx": "ONNX", "onnxruntime": "ONNX Runtime", "cpu": "CPU", "gpu": "GPU"}
 
 
@@ -114,6 +115,8 @@ def moment(created: str) -> str:
 
 def label(key: str) -> str:
     """A dictionary key as the head of a line: ``input_shape`` becomes ``Input shape``."""
+    if key in _LABELS:
+        return _LABELS[key]
     words = [_SPELLED.get(word, word) for word in re.split(r"[_\s]+", key) if word]
     text = " ".join(words)
     return text[:1].upper() + text[1:] if len(text) > 1 and text.islower() else text

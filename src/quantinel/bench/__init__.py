@@ -1,0 +1,1 @@
+"""The benchmark: typed rows, one per cell, and the tables made from them."""

@@ -1,0 +1,160 @@
+"""Emitted files hold the chosen integers and run as simulated, for every architecture, scheme and profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.support import make_images
+from torch import nn
+
+from quantinel.backends.onnx_qdq import PROFILES, to_onnx
+from quantinel.backends.runtime import Session, execution
+from quantinel.backends.verification import compare_integers, compare_outputs, load_onnx, simulated_logits
+from quantinel.data.images import ImageSet
+from quantinel.errors import UnsupportedError, VerificationError
+from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.zoo import build
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
+from quantinel.quantization.rounding import rounding_cell
+from quantinel.quantization.scheme import parse_scheme
+
+
+def random_integers(graph: FloatGraph, images: ImageSet, scheme: str) -> QuantizedModel:
+    """A quantized model whose codes are floor or ceiling at random, so that any re-rounding shows."""
+    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
+    generator = torch.Generator().manual_seed(7)
+    codes = {}
+    for name, layer in model.layers.items():
+        cell = rounding_cell(graph.weight(layer.layer), layer.scale, model.scheme)
+        pick = torch.rand(cell.floor.shape, generator=generator) < 0.5
+        codes[name] = torch.where(pick, cell.floor, cell.ceil).to(torch.int8)
+    return model.with_codes(codes)
+
+
+def check(model: QuantizedModel, images: ImageSet, profile: str, in_integers: bool) -> None:
+    data = to_onnx(model, PROFILES[profile]).SerializeToString()
+    comparison = compare_integers(onnx.load_from_string(data), model.layers, model.activations)
+    assert comparison.different == {}
+    assert set(comparison.equal) == set(model.layers)
+    logits = simulated_logits(model.simulate(), images.images)
+    outputs = compare_outputs(Session(data).logits(images.images), logits, model.output_step)
+    assert outputs.passed, outputs
+    ran = execution(data, list(model.layers))
+    assert ran.integer_layers == (len(model.layers) if in_integers else 0), ran
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg_small", "mobilenetv2_small", "alexnet", "vit_tiny"])
+def test_architectures(name: str) -> None:
+    torch.manual_seed(0)
+    images = make_images(32, (3, 32, 32), 10)
+    module = build(name)
+    module.train()
+    with torch.no_grad():
+        module(images.as_float())  # BatchNorm statistics of the data, or deep networks saturate
+    check(random_integers(trace(module, (3, 32, 32)), images, "int8"), images, "onnxruntime-x86", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "vgg13", "mobilenetv2"])
+def test_large_architectures(name: str) -> None:
+    torch.manual_seed(0)
+    images = make_images(64, (3, 32, 32), 10)
+    module = build(name)
+    module.train()
+    with torch.no_grad():
+        module(images.as_float())
+    check(random_integers(trace(module, (3, 32, 32)), images, "int8"), images, "onnxruntime-x86", True)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "scheme", ["int8", "int4", "int8-per-tensor-full", "int8-dynamic", "int4-weight-only", "int8-a6"]
+)
+def test_schemes_and_profiles(odd_graph: FloatGraph, images: ImageSet, scheme: str, profile: str) -> None:
+    check(random_integers(odd_graph, images, scheme), images, profile, "weight-only" not in scheme)
+
+
+def test_no_float_copy_of_a_weight_is_stored(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    shapes = {tuple(layer.codes.shape) for layer in model.layers.values()}
+    for tensor in to_onnx(model, PROFILES["onnxruntime-x86"]).graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        assert not (array.dtype == np.float32 and array.shape in shapes and array.ndim > 1), tensor.name
+
+
+def test_profiles_hold_the_same_integers(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    logits = {}
+    for name, profile in PROFILES.items():
+        logits[name] = Session(to_onnx(model, profile).SerializeToString()).logits(images.images)
+    torch.testing.assert_close(
+        logits["onnxruntime-avx2"], logits["onnxruntime-x86"], atol=2 * model.output_step, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [(".weight_codes", "codes differ"), (".weight_scale", "scales differ"), (".bias_codes", "bias codes differ")],
+)
+def test_one_changed_number_is_found(odd_graph: FloatGraph, images: ImageSet, suffix: str, message: str) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    tensor = next(item for item in proto.graph.initializer if item.name == f"stem{suffix}")
+    array = numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[0] += 1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    assert message in compare_integers(proto, model.layers, model.activations).different["stem"]
+
+
+def test_a_decoy_under_the_expected_name_is_not_believed(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """The comparison follows the graph: what the operator reads counts, not what lies beside it."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    original = next(item for item in proto.graph.initializer if item.name == "stem.weight_codes")
+    changed = numpy_helper.from_array(-numpy_helper.to_array(original), "decoy")
+    proto.graph.initializer.append(changed)
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "stem.weight_codes":
+                node.input[index] = "decoy"
+    assert "stem" in compare_integers(proto, model.layers, model.activations).different
+
+
+def test_changed_activation_grid_is_found(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    point = model.placement.points[0]
+    tensor = next(item for item in proto.graph.initializer if item.name == f"{point}.scale")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(2), tensor.name))
+    assert f"activation {point}" in compare_integers(proto, model.layers, model.activations).different
+
+
+def test_unsupported_operator_is_named() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.cumsum(x, dim=1).mean((2, 3)))
+
+    images = make_images(4)
+    model = random_integers(trace(Odd(), images.shape), images, "int8")
+    with pytest.raises(UnsupportedError, match="cumsum"):
+        to_onnx(model, PROFILES["onnxruntime-x86"])
+
+
+def test_corrupt_file_is_one_line(tmp_path: Path, odd_graph: FloatGraph, images: ImageSet) -> None:
+    data = to_onnx(random_integers(odd_graph, images, "int8"), PROFILES["onnxruntime-x86"]).SerializeToString()
+    path = tmp_path / "model.onnx"
+    for content in (b"", data[: len(data) // 2], b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(VerificationError) as caught:
+            load_onnx(path)
+        assert "\n" not in str(caught.value)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from tiny_cli import Ran, Run, Tiny, quadrant_images
-from tiny_networks import Quadrants
+from tests.cli.tiny_cli import Ran, Run, Tiny, quadrant_images
+from tests.cli.tiny_networks import Quadrants
 
 from quantinel.cli.main import main
 

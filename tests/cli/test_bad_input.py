@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from tiny_cli import Run, Tiny, quadrant_images
-from tiny_networks import Quadrants
+from tests.cli.tiny_cli import FACTORY, Run, Tiny, quadrant_images
+from tests.cli.tiny_networks import Quadrants
 
 from quantinel.errors import EXIT_ERROR, EXIT_PASS, EXIT_UNSUPPORTED, EXIT_USAGE
 from quantinel.files import atomic_directory
@@ -52,7 +52,7 @@ def test_missing_model(refused: Refused, tiny: Tiny, empty: Path) -> None:
     for name in ("none.safetensors", "none.pt2", "none", "none.onnx"):
         options = tiny.harden(empty / "out", model=empty / name)
         if not name.endswith("safetensors"):
-            options = [part for part in options if part not in ("--factory", "tiny_networks:quadrants")]
+            options = [part for part in options if part not in ("--factory", FACTORY)]
         assert "none" in refused(EXIT_ERROR, *options)
 
 
@@ -78,7 +78,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def harden_pt2(tiny: Tiny, path: Path, output: Path) -> list[str]:
-    return [part for part in tiny.harden(output, model=path) if part not in ("--factory", "tiny_networks:quadrants")]
+    return [part for part in tiny.harden(output, model=path) if part not in ("--factory", FACTORY)]
 
 
 def test_the_whole_pt2_is_accepted(run: Run, tiny: Tiny, exported: bytes, empty: Path, tmp_path: Path) -> None:
@@ -372,19 +372,20 @@ def test_an_interruption_removes_what_was_begun(empty: Path) -> None:
 def test_signals_leave_nothing(
     tiny: Tiny, empty: Path, tmp_path: Path, number: signal.Signals, code: int, moment: str
 ) -> None:
-    from tiny_networks import wide
+    from tests.cli.tiny_networks import wide
 
     (tmp_path / "wide.safetensors").write_bytes(save(wide().state_dict()))
     images = np.random.default_rng(0).integers(0, 256, (4000, 32, 32, 3), np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     command = [
-        sys.executable, "-m", "quantinel", "harden", tmp_path / "wide.safetensors", "--factory", "tiny_networks:wide",
+        sys.executable, "-m", "quantinel", "harden", tmp_path / "wide.safetensors", "--factory",
+        "tests.cli.tiny_networks:wide",
         "--input-shape", "3,32,32", "--data", tmp_path / "images.npz", "--calibration-images", "16", "-o",
         empty / "out",
     ]  # fmt: skip
     if moment == "choosing":
         command += ["--rounding", "efrap-released", "--set", "iterations=10000000"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     if moment == "choosing":

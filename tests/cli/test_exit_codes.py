@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_cli import Run, Tiny
+from tests.cli.tiny_cli import FACTORY, Run, Tiny
 
 from quantinel.cli import guard, settings
 from quantinel.cli import list as list_verb
@@ -100,7 +100,7 @@ def test_verify_fails_when_another_model_lies_in_the_folder(
 
 
 def test_evaluate_a_model_and_its_hardened_folder(run: Run, tiny: Tiny, hardened: Path) -> None:
-    model = [tiny.weights, "--factory", "tiny_networks:quadrants", "--input-shape", "3,8,8"]
+    model = [tiny.weights, "--factory", FACTORY, "--input-shape", "3,8,8"]
     trigger = ["--trigger", tiny.trigger, "--target", "2"]
     done = run("evaluate", *model, "--data", tiny.images, *trigger, "--scheme", "int8", "--json", "--quiet")
     rows = json.loads(done.out)["rows"]
@@ -265,7 +265,7 @@ def test_warnings_of_the_library_become_notes(run: Run, monkeypatch: pytest.Monk
 
 
 def test_a_factory_that_ends_the_program_is_no_pass(run: Run, tiny: Tiny, empty: Path) -> None:
-    command = [part.replace("tiny_networks:quadrants", "tiny_networks:exits") for part in tiny.harden(empty / "out")]
+    command = [part.replace(":quadrants", ":exits") for part in tiny.harden(empty / "out")]
     done = run(*command)
     assert done.code == EXIT_ERROR
     assert done.error

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_cli import Run
+from tests.cli.tiny_cli import Run
 
 VERBS = ("harden", "verify", "evaluate", "report", "list", "attack", "demo")
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from tiny_cli import Run, Tiny, quadrant_images
+from tests.cli.tiny_cli import Run, Tiny, quadrant_images
 
 from quantinel import attacks
 from quantinel.attacks import Attack

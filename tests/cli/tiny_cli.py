@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+FACTORY = "tests.cli.tiny_networks:quadrants"
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -51,6 +53,6 @@ class Tiny:
     def harden(self, output: Path, *, model: Path | None = None, data: Path | None = None) -> list[str]:
         """A command that hardens the tiny model and passes."""
         return [
-            "harden", str(model or self.weights), "--factory", "tiny_networks:quadrants", "--input-shape", "3,8,8",
+            "harden", str(model or self.weights), "--factory", FACTORY, "--input-shape", "3,8,8",
             "--data", str(data or self.images), "--calibration-images", "16", "--quiet", "-o", str(output),
         ]  # fmt: skip

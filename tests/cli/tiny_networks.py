@@ -1,4 +1,4 @@
-"""Networks that trace in a moment, for `--factory tiny_networks:NAME`. Images are (3, 8, 8), classes are 4."""
+"""Networks that trace in a moment, for `--factory`. Images are (3, 8, 8), classes are 4."""
 
 from __future__ import annotations
 

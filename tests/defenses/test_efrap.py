@@ -74,7 +74,7 @@ def test_released_flip_rule(step: float) -> None:
     """Specification of the defenses, 1.3: an isolated weight flips iff its fraction exceeds 0.5 - 12.5 s."""
     fractions = torch.linspace(0.27, 0.49, 45).reshape(1, -1)
     problem = isolated((fractions + 3) * step, step)
-    codes = EFRAPReleased(iterations=10_000, batch_size=1).choose(problem)
+    codes = EFRAPReleased(iterations=2_000, learning_rate=5e-3, batch_size=1).choose(problem)
     flipped = codes[0] == 4
     predicted = fractions[0] > 0.5 - 12.5 * step
     assert (flipped == predicted).float().mean() > 0.95
@@ -91,7 +91,7 @@ def test_soft_weight_starts_at_the_float_weight() -> None:
 def test_released_and_closed_form_agree_on_reconstruction(odd_graph: FloatGraph, images: ImageSet) -> None:
     """Without the flip term both minimise the same error; each must beat nearest rounding clearly."""
     ranges = calibrate(odd_graph, images, parse_scheme("int4-weight-only"))
-    released = EFRAPReleased(iterations=300, learning_rate=0.02, flip_weight=0.0)
+    released = EFRAPReleased(iterations=300, learning_rate=0.02, flip_weight=0.0, binary_weight=1e-7)
     _, by_adam = choose_codes(odd_graph, ranges, released)
     _, closed = choose_codes(odd_graph, ranges, EFRAP(flip_weight=0.0, damping=0.0))
 

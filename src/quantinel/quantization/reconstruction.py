@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -112,6 +112,7 @@ def choose_codes(
     method: RoundingMethod,
     *,
     max_positions: int = 32768,
+    memory: int = 1 << 30,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[QuantizedModel, tuple[LayerOutcome, ...]]:
@@ -122,6 +123,8 @@ def choose_codes(
         calibration: activation parameters and calibration images.
         method: how to round.
         max_positions: input vectors per layer for second moments; more are sampled.
+        memory: bytes that the largest activation tensor may take; where all calibration images together exceed it,
+            the walk uses the first ones that fit (at least 2).
         seed: of that sample.
         progress: called after each layer.
 
@@ -129,6 +132,11 @@ def choose_codes(
         The quantized model and one outcome per layer.
     """
     nearest = quantize_nearest(graph, calibration)
+    if method.needs != "weights":
+        fitting = max(2, memory // _largest_activation(graph, calibration))
+        calibration = replace(
+            calibration, images=calibration.images.take(torch.arange(len(calibration.images))[:fitting])
+        )
     walk = _Walk(graph, calibration, nearest, method, max_positions, seed, progress)
     if method.needs == "weights":
         for layer in graph.layers:
@@ -136,6 +144,21 @@ def choose_codes(
     else:
         walk.run_all()
     return nearest.with_codes(walk.codes), tuple(walk.outcomes)
+
+
+def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
+    """Bytes of the largest intermediate tensor of one image."""
+    sizes = [1]
+
+    class Measure(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and n.op != "get_attr":
+                sizes.append(value.numel() * value.element_size() // 2)
+            return value
+
+    Measure(graph.module).run(calibration.images.take(torch.arange(2)).as_float())
+    return max(sizes)
 
 
 class _Walk:

@@ -1,0 +1,183 @@
+"""The whole path on a small network: folder, report, verification, tampering."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.support import SHAPE, make_images
+from torch import nn
+
+from quantinel.audit.report import read_report
+from quantinel.data.images import ImageSet
+from quantinel.data.triggers import PatchTrigger
+from quantinel.defenses import EFRAP
+from quantinel.errors import OutputError, UsageError, VerificationError
+from quantinel.files import sha256_file
+from quantinel.model.loading import LoadedModel, load_model
+from quantinel.pipeline import harden as harden_module
+from quantinel.pipeline.evaluate import evaluate, evaluate_file
+from quantinel.pipeline.harden import HardenOptions, harden
+from quantinel.pipeline.verify import verify
+from quantinel.quantization.scheme import QuantScheme
+
+TRIGGER = PatchTrigger(1, 1, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def model(odd_net: nn.Module) -> LoadedModel:
+    return load_model(odd_net, input_shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return make_images(80)
+
+
+@pytest.fixture(scope="module")
+def hardened(model: LoadedModel, data: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hardened") / "out"
+    options = HardenOptions(calibration_images=32, rounding=EFRAP(flip_weight=0.0))
+    harden(model, data, folder, options, trigger=TRIGGER, target_class=1, command="test")
+    return folder
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_folder_holds_what_it_promises(hardened: Path) -> None:
+    names = {path.name for path in hardened.iterdir()}
+    assert names == {
+        "model.onnx", "quantized.safetensors", "probe.safetensors", "report.json", "report.html", "report.sarif",
+        "recipe.toml", "README.md", "manifest.json",
+    }  # fmt: skip
+    manifest = json.loads((hardened / "manifest.json").read_text())
+    assert manifest["outputs"] == {
+        name: sha256_file(hardened / name) for name in sorted(names) if name != "manifest.json"
+    }
+    recipe = tomllib.loads((hardened / "recipe.toml").read_text())
+    assert recipe["scheme"] == QuantScheme().to_dict()
+    assert recipe["rounding_options"]["flip_weight"] == 0.0
+    report = read_report(hardened / "report.json")
+    assert [row.variant for row in report.evaluation] == ["float", "nearest", "hardened"]
+    assert report.verification.layers_equal == report.verification.integer_layers == len(report.layers) == 6
+    assert report.data["calibration"]["n"] == 32
+    assert report.data["evaluation"]["n"] == 48
+    assert len(report.examples) > 0
+
+
+def test_verify_passes_with_and_without_data(hardened: Path, data: ImageSet) -> None:
+    for images in (None, data):
+        result = verify(hardened, images)
+        assert result.verdict == "PASS", result.checks
+
+
+def edit_codes(path: Path) -> None:
+    proto = onnx.load(path)
+    tensor = next(item for item in proto.graph.initializer if item.name == "point.weight_codes")
+    array = numpy_helper.to_array(tensor).copy()
+    array.reshape(-1)[:3] += 1
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, path)
+
+
+def refresh_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["outputs"] = {name: sha256_file(folder / name) for name in manifest["outputs"]}
+    path.write_text(json.dumps(manifest))
+
+
+def test_changed_integers_fail_even_with_a_forged_manifest(hardened: Path, tmp_path: Path) -> None:
+    folder = copy(hardened, tmp_path / "copy")
+    edit_codes(folder / "model.onnx")
+    result = verify(folder)
+    assert {check.id for check in result.checks if check.status == "fail"} >= {"hashes", "integers-equal"}
+    refresh_manifest(folder)
+    result = verify(folder)
+    assert result.verdict == "FAIL"
+    assert "integers-equal" in {check.id for check in result.checks if check.status == "fail"}
+
+
+def test_without_probe_the_verdict_is_inconclusive(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    harden(model, data, tmp_path / "out", HardenOptions(calibration_images=16, keep_probe=False))
+    assert verify(tmp_path / "out").verdict == "INCONCLUSIVE"
+    assert verify(tmp_path / "out", data).verdict == "PASS"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "quantized.safetensors", "manifest.json", "probe.safetensors"])
+def test_truncated_files_are_errors_in_one_line(hardened: Path, tmp_path: Path, name: str) -> None:
+    folder = copy(hardened, tmp_path / "copy")
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(VerificationError) as caught:
+        verify(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_evaluate_agrees_with_the_report(hardened: Path, model: LoadedModel, data: ImageSet) -> None:
+    report = read_report(hardened / "report.json")
+    calibration = make_images(16, seed=9)
+    rows = evaluate(model, data, scheme=QuantScheme(), calibration=calibration, trigger=TRIGGER, target_class=1)
+    assert [row.variant for row in rows] == ["float", "nearest"]
+    row = evaluate_file(hardened / "model.onnx", data, trigger=TRIGGER, target_class=1)
+    assert row.cda is not None
+    assert row.cda.n == 80
+    assert report.evaluation[0].backend == "float"
+
+
+def test_unlabeled_images_are_enough(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    unlabeled = ImageSet(data.images, None, "unlabeled")
+    report = harden(model, unlabeled, tmp_path / "out", HardenOptions(calibration_images=32))
+    assert report.evaluation[2].cda is None
+    assert report.evaluation[2].agreement is not None
+    assert any("no labels" in line for line in report.not_checked)
+
+
+def test_existing_output_is_kept(hardened: Path, model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    folder = copy(hardened, tmp_path / "copy")
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(UsageError, match="exists"):
+        harden(model, data, folder)
+    assert (folder / "manifest.json").read_bytes() == before
+    harden(model, data, folder, HardenOptions(calibration_images=16, overwrite=True))
+    assert (folder / "manifest.json").read_bytes() != before
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_failures_leave_nothing(
+    failure: BaseException, model: LoadedModel, data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(harden_module, "finish_folder", fail)
+    with pytest.raises((OutputError, KeyboardInterrupt)):
+        harden(model, data, tmp_path / "out", HardenOptions(calibration_images=16))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("trigger", "target", "message"),
+    [(TRIGGER, None, "belong together"), (None, 1, "belong together"), (TRIGGER, 9, "not one of")],
+)
+def test_trigger_and_target(
+    trigger: PatchTrigger | None, target: int | None, message: str, model: LoadedModel, data: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        harden(model, data, tmp_path / "out", trigger=trigger, target_class=target)
+
+
+def test_labels_beyond_the_models_classes(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    wrong = ImageSet(data.images, torch.full((len(data),), 7), "wrong")
+    with pytest.raises(UsageError, match="labels up to 7"):
+        harden(model, wrong, tmp_path / "out", HardenOptions(calibration_images=16))

@@ -11,6 +11,10 @@ _SEARCH_STEPS = 80
 """Candidates of the least-squares search: the range shrinks by 1 % a step (as MQBench's MSE observer)."""
 
 
+_SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)
+"""Below the normal numbers, a scale has too few digits left to divide by."""
+
+
 def _rows(weight: Tensor, scheme: QuantScheme) -> Tensor:
     """View ``weight`` (O, ...) as one row per scale: (O, D) per channel, (1, O*D) per tensor."""
     flat = weight.reshape(weight.shape[0], -1)
@@ -25,7 +29,7 @@ def weight_scales(weight: Tensor, scheme: QuantScheme) -> Tensor:
         scheme: the grid.
 
     Returns:
-        (O,) per channel or (1,) per tensor, float32, positive; an all-zero row gets scale 1.
+        (O,) per channel or (1,) per tensor, float32, positive; an all-zero (or subnormal) row gets scale 1.
     """
     rows = _rows(weight.detach().float(), scheme)
     bound = rows.abs().amax(dim=1)
@@ -34,7 +38,7 @@ def weight_scales(weight: Tensor, scheme: QuantScheme) -> Tensor:
     elif scheme.weight_range == "mse":
         bound = _least_squares_bound(rows, bound, scheme)
     scale = bound / scheme.levels
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.where(scale >= _SMALLEST_SCALE, scale, torch.ones_like(scale))
 
 
 def _least_squares_bound(rows: Tensor, bound: Tensor, scheme: QuantScheme) -> Tensor:
@@ -60,10 +64,11 @@ def affine_parameters(low: float, high: float, levels: int) -> tuple[float, int]
         levels: largest code, e.g. 255.
 
     Returns:
-        (scale > 0, zero point in [0, levels]); a range of width zero gets scale 1.
+        (scale > 0, zero point in [0, levels]); a range without width (or one that float32 cannot divide) gets
+        scale 1.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     scale = float(torch.tensor((high - low) / levels, dtype=torch.float32))
-    if scale <= 0.0 or high == low:
+    if scale < _SMALLEST_SCALE:
         return 1.0, 0
     return scale, int(min(max(round(-low / scale), 0), levels))

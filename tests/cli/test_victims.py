@@ -198,7 +198,7 @@ def test_demo_tells_the_story(
     monkeypatch.setattr(demo, "run_demo", run_demo)
     done = run("demo", "--victim", "int8", "-o", empty / "story")
     assert done.code == EXIT_PASS
-    assert "1. The float model" in done.out
+    assert "\n1. The float model" in done.out
     assert "2 of 2 layers hold exactly the chosen integers, 2 run in integers" in done.out
     assert "1 of 1 hardened files passed" in done.out
     assert str(empty / "story" / "int8" / "report.html") in done.out.replace("\n", "")

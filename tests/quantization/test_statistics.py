@@ -38,7 +38,7 @@ def test_error_equals_brute_force(module: nn.Module, shape: tuple[int, int, int]
         return node.target(inputs, w, *[bias if index == 0 else item for index, item in enumerate(node.args[2:])])  # type: ignore[operator,no-any-return]
 
     statistics = input_statistics(
-        layer, node, weight, noisy, x, run(x, weight), run(noisy, weight), bias,
+        layer, node, weight, noisy, x,
         max_positions=10**9, generator=generator,
     )  # fmt: skip
     difference = (run(noisy, rounded) - run(x, weight)).square().sum(1).mean()
@@ -51,9 +51,8 @@ def test_float32_sums_agree_with_float64() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 100, 2)), (8, 12, 12))
     layer, node = graph.layers[0], graph.node(graph.layers[0].node)
     x = torch.rand(64, 8, 12, 12, generator=torch.Generator().manual_seed(1)) + 3.0
-    output = node.target(x, graph.weight(layer), graph.bias(layer))  # type: ignore[operator]
     statistics = input_statistics(
-        layer, node, graph.weight(layer), x, x, output, output, graph.bias(layer),
+        layer, node, graph.weight(layer), x, x,
         max_positions=10**9, generator=torch.Generator(),
     )  # fmt: skip
     rows = nn.functional.unfold(x.double(), 3).transpose(1, 2).reshape(-1, 72)
@@ -64,9 +63,8 @@ def test_sampled_positions_are_the_same_on_both_sides() -> None:
     graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)), (3, 8, 8))
     layer, node = graph.layers[0], graph.node(graph.layers[0].node)
     x = torch.rand(10, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    output = node.target(x, graph.weight(layer), graph.bias(layer))  # type: ignore[operator]
     statistics = input_statistics(
-        layer, node, graph.weight(layer), x, x.clone(), output, output, graph.bias(layer),
+        layer, node, graph.weight(layer), x, x.clone(),
         max_positions=50, generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     assert statistics.positions == 50

@@ -13,7 +13,7 @@ from quantinel.cli.progress import console, reporting
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, UsageError
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from rich.table import Table
 
     from quantinel.audit.report import EvaluationRow, Rate, Report
 
@@ -52,9 +52,8 @@ def demo(
     out = console()
     for result in results:
         out.rule(Text(result.title, style="bold"), align="left")
-        for line in _story(result.report):
-            out.print(line)
-        out.print(Text(f"   Report: {result.folder / 'report.html'}\n"), soft_wrap=True)
+        out.print(_story(result.report))
+        out.print(Text(f"Report: {result.folder / 'report.html'}\n"), soft_wrap=True)
     seconds = time.perf_counter() - started
     passed = sum(result.report.verdict == "PASS" for result in results)
     out.print(Text(f"{passed} of {len(results)} hardened files passed, in {seconds:.0f} s."))
@@ -64,31 +63,35 @@ def demo(
     raise typer.Exit(EXIT_FINDINGS if "FAIL" in verdicts else EXIT_ERROR)
 
 
-def _story(report: Report) -> list[Text]:
-    """Four steps, with the figures of this run."""
+def _story(report: Report) -> Table:
+    """Four steps and the verdict, with the figures of this run."""
+    from rich.table import Table
     from rich.text import Text
 
     rows = {row.variant: row for row in report.evaluation}
     scheme, checked = report.request["scheme"], report.verification
-    style = {"PASS": "bold green", "FAIL": "bold red"}.get(report.verdict, "bold yellow")
     matched = checked.agreement.percent
-    return [
-        Text("1. The float model, as it was downloaded:").append(_figures(rows["float"])),
-        Text(f"2. The same model, rounded to the nearest {scheme}:").append(_figures(rows["nearest"])),
-        Text(f"3. The same {scheme}, integers chosen by {report.request['rounding']}:").append(
-            _figures(rows["hardened"])
-        ),
-        Text("4. The file on disk is the one that was measured, by ONNX Runtime:").append(
-            f"\n     {checked.layers_equal} of {checked.layers} layers hold exactly the chosen integers, "
+    steps = (
+        ("The float model, as it was downloaded:", _figures(rows["float"])),
+        (f"The same model, rounded to the nearest {scheme}, as toolchains do:", _figures(rows["nearest"])),
+        (f"The same {scheme}, its integers chosen by {report.request['rounding']}:", _figures(rows["hardened"])),
+        (
+            "The file on disk is the one that was measured, by ONNX Runtime:",
+            f"{checked.layers_equal} of {checked.layers} layers hold exactly the chosen integers, "
             f"{checked.integer_layers} run in integers, top-1 agreement with the simulation "
-            f"{'-' if matched is None else f'{matched:.2f} %'}"
+            f"{'-' if matched is None else f'{matched:.2f} %'}",
         ),
-        Text("   ").append(report.verdict, style).append(f"  {report.summary}"),
-    ]
+    )
+    table = Table.grid(padding=(0, 1))
+    for number, (title, figures) in enumerate(steps, start=1):
+        table.add_row(f"{number}.", Text(title).append(f"\n{figures}", "bold"))
+    style = {"PASS": "bold green", "FAIL": "bold red"}.get(report.verdict, "bold yellow")
+    table.add_row("", Text(report.verdict, style).append(f"  {report.summary}", "not bold default"))
+    return table
 
 
 def _figures(row: EvaluationRow) -> str:
-    return f"\n     accuracy {_shown(row.cda)}; obeys the trigger on {_shown(row.asr)} of the triggered images"
+    return f"accuracy {_shown(row.cda)}; obeys the trigger on {_shown(row.asr)} of the triggered images"
 
 
 def _shown(rate: Rate | None) -> str:

@@ -111,7 +111,7 @@ def choose_codes(
     calibration: Calibration,
     method: RoundingMethod,
     *,
-    max_positions: int = 32768,
+    max_positions: int = 8192,
     memory: int = 1 << 30,
     seed: int = 0,
     progress: Progress | None = None,
@@ -253,10 +253,14 @@ class _Walk:
             assert isinstance(source, fx.Node)
             inputs = self.quantized_values[source]
             statistics = input_statistics(
-                layer, node, weight, inputs, self.float_values[source],
-                output, self._call(node, self.quantized_values), self.graph.bias(layer),
-                max_positions=self.max_positions, generator=self.generator,
-            )  # fmt: skip
+                layer,
+                node,
+                weight,
+                inputs,
+                self.float_values[source],
+                max_positions=self.max_positions,
+                generator=self.generator,
+            )
             if self.method.needs == "activations":
                 chain = self._chain(node, output, inputs)
         problem = LayerProblem(

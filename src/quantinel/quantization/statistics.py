@@ -89,26 +89,49 @@ def _window(node: fx.Node, weight: Tensor) -> _Window:
     return _Window(kernel, stride, padding, dilation)
 
 
-def _windows(x: Tensor, window: _Window) -> Tensor:
-    """All patches as a view: (N, C, OH, OW, KH, KW)."""
-    x = F.pad(x if x.ndim == 4 else x.unsqueeze(2), window.padding)
-    for dimension, size, step, dilation in zip((2, 3), window.kernel, window.stride, window.dilation, strict=True):
-        x = x.unfold(dimension, (size - 1) * dilation + 1, step)
-    return x[..., :: window.dilation[0], :: window.dilation[1]]
+class _Patches:
+    """Input vectors of a convolution at chosen output positions.
 
+    Rows are gathered from channels-last memory one kernel offset at a time, so that every copy moves whole runs of
+    channels; a vector is therefore ordered (kernel position, channel).
+    """
 
-def _patches(x: Tensor, window: _Window, groups: int, chosen: Tensor | None) -> Tensor:
-    """Patches as rows, (G, R, D); ``chosen`` (R,) indexes the positions of this block of images."""
-    view = _windows(x, window).permute(0, 2, 3, 1, 4, 5)
-    n, height, width, channels = view.shape[:4]
-    if chosen is None:
-        rows = view.reshape(n * height * width, groups, -1)
-    else:
-        area = height * width
-        image, place = chosen // area, chosen % area
-        rows = view[image, place // width, place % width].reshape(len(chosen), groups, -1)
-    assert rows.shape[2] * groups == channels * window.kernel[0] * window.kernel[1]
-    return rows.transpose(0, 1)
+    def __init__(self, node: fx.Node, weight: Tensor, groups: int, shape: torch.Size) -> None:
+        self.window, self.groups = _window(node, weight), groups
+        left, right, top, bottom = self.window.padding
+        height, width = (shape[2] if len(shape) == 4 else 1) + top + bottom, shape[-1] + left + right
+        spans = [
+            (kernel - 1) * dilation + 1
+            for kernel, dilation in zip(self.window.kernel, self.window.dilation, strict=True)
+        ]
+        self.padded = (height, width)
+        self.rows = (height - spans[0]) // self.window.stride[0] + 1
+        self.columns = (width - spans[1]) // self.window.stride[1] + 1
+
+    @property
+    def area(self) -> int:
+        """Output positions of one image."""
+        return self.rows * self.columns
+
+    def gather(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """Vectors (G, R, D) at ``chosen`` (R,) = image * area + position of a block of images (N, C, ...)."""
+        x = F.pad(x if x.ndim == 4 else x.unsqueeze(2), self.window.padding)
+        channels = x.shape[1]
+        flat = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        image, place = chosen // self.area, chosen % self.area
+        start = (image * self.padded[0] + place // self.columns * self.window.stride[0]) * self.padded[1]
+        start = start + place % self.columns * self.window.stride[1]
+        parts = [
+            flat.index_select(
+                0, start + row * self.window.dilation[0] * self.padded[1] + column * self.window.dilation[1]
+            )
+            for row in range(self.window.kernel[0])
+            for column in range(self.window.kernel[1])
+        ]
+        if self.groups == 1:
+            return torch.cat(parts, dim=1).unsqueeze(0)
+        stacked = torch.stack(parts, dim=1).reshape(len(chosen), len(parts), self.groups, channels // self.groups)
+        return stacked.permute(2, 0, 1, 3).reshape(self.groups, len(chosen), -1)
 
 
 def input_statistics(
@@ -117,9 +140,6 @@ def input_statistics(
     weight: Tensor,
     quantized_input: Tensor,
     float_input: Tensor,
-    float_output: Tensor,
-    drifted_output: Tensor,
-    bias: Tensor | None,
     *,
     max_positions: int,
     generator: torch.Generator,
@@ -132,62 +152,65 @@ def input_statistics(
         weight: (O, ...) float.
         quantized_input: (N, ...) what the layer receives in the quantized network.
         float_input: the same in the float network.
-        float_output: the float layer's output on ``float_input``.
-        drifted_output: the float layer's output on ``quantized_input``.
-        bias: (O,) of the layer.
-        max_positions: at most this many input vectors; a larger layer is sampled at random positions, the same
-            ones on both sides.
+        max_positions: at most about this many input vectors (at least one an image); a larger layer is sampled at
+            random positions, the same ones on both sides.
         generator: of the sample.
     """
-    groups = layer.groups
     size = weight[0].numel()
-    gram = torch.zeros(groups, size, size)
-    cross = torch.zeros(groups, size, size)
     shared = quantized_input is float_input
     if layer.kind == "linear":
-        blocks = [(quantized_input.reshape(1, -1, size), float_input.reshape(1, -1, size))]
-        total = blocks[0][0].shape[1]
-        if total > max_positions:
-            keep = torch.randperm(total, generator=generator)[:max_positions]
-            blocks = [(a[:, keep], b[:, keep]) for a, b in blocks]
-        for a, b in blocks:
-            _accumulate(gram, cross, a, b, shared)
-        count = blocks[0][0].shape[1]
-    else:
-        window = _window(node, weight)
-        view = _windows(quantized_input[:1], window)
-        area = view.shape[2] * view.shape[3]
-        n = len(quantized_input)
-        per_image = min(area, max(1, max_positions // n))
-        step = max(1, _CHUNK_VALUES // (per_image * size * groups))
-        count = 0
-        for start in range(0, n, step):
-            a, b = quantized_input[start : start + step], float_input[start : start + step]
-            chosen = None
-            if per_image < area:
-                picks = torch.rand(len(a), area, generator=generator).argsort(1)[:, :per_image]
-                chosen = (picks + area * torch.arange(len(a))[:, None]).flatten()
-            rows = _patches(a, window, groups, chosen)
-            other = rows if shared else _patches(b, window, groups, chosen)
-            _accumulate(gram, cross, rows, other, shared)
-            count += rows.shape[1]
-    if shared:
-        cross = gram.clone()
-    channel = 1 if layer.kind == "conv" else -1
-    outputs = float_output.numel() / weight.shape[0]
-    plain = float_output
-    if bias is not None:
-        shape = [1] * float_output.ndim
-        shape[channel] = -1
-        plain = float_output - bias.reshape(shape)
-    drift = float((drifted_output - float_output).square().sum(dtype=torch.float64)) / outputs
-    energy = float(plain.square().sum(dtype=torch.float64)) / outputs
-    return InputStatistics(gram / count, cross / count, drift, energy, count)
+        moments = _Moments(weight.reshape(1, -1, size), shared)
+        rows, other = quantized_input.reshape(1, -1, size), float_input.reshape(1, -1, size)
+        if rows.shape[1] > max_positions:
+            keep = torch.randperm(rows.shape[1], generator=generator)[:max_positions]
+            rows, other = rows[:, keep], other[:, keep]
+        moments.add(rows, other)
+        return moments.finish()
+    patches = _Patches(node, weight, layer.groups, quantized_input.shape)
+    kernel = patches.window.kernel[0] * patches.window.kernel[1]
+    # (O, I, K) -> groups of (O / G, K * I): the order in which patches are gathered
+    moments = _Moments(weight.flatten(2).transpose(1, 2).reshape(layer.groups, -1, size), shared)
+    n = len(quantized_input)
+    per_image = min(patches.area, max(1, max_positions // n))
+    step = max(1, _CHUNK_VALUES // (per_image * size * layer.groups))
+    for start in range(0, n, step):
+        a, b = quantized_input[start : start + step], float_input[start : start + step]
+        chosen = torch.arange(len(a) * patches.area)
+        if per_image < patches.area:
+            picks = torch.rand(len(a), patches.area, generator=generator).topk(per_image, dim=1).indices
+            chosen = (picks + patches.area * torch.arange(len(a))[:, None]).flatten()
+        rows = patches.gather(a, chosen)
+        moments.add(rows, rows if shared else patches.gather(b, chosen))
+    return moments.finish(torch.arange(size).reshape(kernel, size // kernel).t().flatten())
 
 
-def _accumulate(gram: Tensor, cross: Tensor, a: Tensor, b: Tensor, shared: bool) -> None:
-    """Add x' x'^T and x' x^T over rows a, b: (G, R, D)."""
-    left = a.transpose(1, 2)
-    gram.baddbmm_(left, a)
-    if not shared:
-        cross.baddbmm_(left, b)
+class _Moments:
+    """Running sums over input vectors.
+
+    Args:
+        weight: float weight in the order of the vectors, (G, O / G, D).
+        shared: both prefixes are the same tensor, so C = H and nothing drifts.
+    """
+
+    def __init__(self, weight: Tensor, shared: bool) -> None:
+        groups, _, size = weight.shape
+        self.weight, self.shared, self.count = weight.transpose(1, 2), shared, 0
+        self.gram, self.cross = torch.zeros(groups, size, size), torch.zeros(groups, size, size)
+        self.drift = self.energy = 0.0
+
+    def add(self, rows: Tensor, other: Tensor) -> None:
+        """Add vectors of the quantized prefix and of the float prefix, both (G, R, D)."""
+        left = rows.transpose(1, 2)
+        self.gram.baddbmm_(left, rows)
+        self.energy += float(torch.linalg.vector_norm(other @ self.weight)) ** 2
+        if not self.shared:
+            self.cross.baddbmm_(left, other)
+            self.drift += float(torch.linalg.vector_norm((rows - other) @ self.weight)) ** 2
+        self.count += rows.shape[1]
+
+    def finish(self, order: Tensor | None = None) -> InputStatistics:
+        """Means, in the weight's own order."""
+        gram, cross = self.gram / self.count, (self.gram if self.shared else self.cross) / self.count
+        if order is not None:
+            gram, cross = gram[:, order][:, :, order], cross[:, order][:, :, order]
+        return InputStatistics(gram, cross, self.drift / self.count, self.energy / self.count, self.count)

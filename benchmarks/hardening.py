@@ -1,10 +1,10 @@
 """Float, nearest and hardened models on the complete CIFAR-10 test set, through ONNX Runtime on the emitted file.
 
-    python benchmarks/hardening.py --cifar10 FOLDER [--clean resnet20_cifar10.safetensors]
+    python benchmarks/hardening.py --cifar10 FOLDER [--clean resnet20_cifar10.safetensors] [--released]
 
 Cells: the bundled victims and the clean pretrained ResNet-20, each at 8 and 4 bit. Calibration: the first 256 of the
-bundled calibration images (training split). With --released, the released EFRAP algorithm runs on the victims too, at 500
-steps of 2e-2 per layer instead of 10,000 of 1e-3 (reported to give 99.86 % of the same codes), which takes minutes.
+bundled calibration images (training split). With --released, the released EFRAP algorithm runs on the victims too, at
+500 steps of 2e-2 per layer instead of 10,000 of 1e-3 (reported to give 99.86 % of the same codes): minutes.
 Appends rows to benchmarks/results/hardening.jsonl.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,34 +45,58 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     check_output(target, overwrite)
     target = target.absolute()
+    partial = target.with_name(
+        f".{target.name}.partial-{secrets.token_hex(6)}"
+    )  # named first: nothing to lose track of
+    created: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-        partial.chmod(0o755)
-    except OSError as error:
-        raise OutputError(f"cannot create {target}: {error.strerror}; choose a folder you may write to") from error
-    try:
+        with output_errors(target):
+            created = _make_parents(target.parent)
+            partial.mkdir()
         with output_errors(target):
             yield partial
         with output_errors(target):
             _replace(partial, target)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if created is not None:
+            _remove_empty(target.parent, created)
+        raise
+
+
+def _make_parents(folder: Path) -> Path | None:
+    """Create missing parents; returns the uppermost one that was created."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[-1] if missing else None
+
+
+def _remove_empty(folder: Path, last: Path) -> None:
+    """Remove empty folders from ``folder`` up to ``last``."""
+    for path in (folder, *folder.parents):
+        try:
+            path.rmdir()
+        except OSError:
+            return
+        if path == last:
+            return
 
 
 def _replace(partial: Path, target: Path) -> None:
     if not target.exists():
         os.rename(partial, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    os.rename(target, old / "previous")
+    old = target.with_name(f".{target.name}.old-{secrets.token_hex(6)}")
     try:
+        os.rename(target, old)
         os.rename(partial, target)
-    except OSError:
-        os.rename(old / "previous", target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

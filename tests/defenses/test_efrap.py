@@ -123,3 +123,18 @@ def test_neuron_costs_weigh_channels_by_their_error_norm(odd_graph: FloatGraph, 
 def test_unknown_method() -> None:
     with pytest.raises(UsageError, match="choose one of"):
         rounding_method("magic")
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (EFRAP, {"sweeps": -5}),
+        (EFRAP, {"flip_weight": float("nan")}),
+        (EFRAP, {"flip_error": "magic"}),
+        (EFRAPReleased, {"batch_size": 0}),
+        (EFRAPReleased, {"normalization": "none"}),
+    ],
+)
+def test_bad_options_are_refused(method: type[EFRAP] | type[EFRAPReleased], options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        method(**options)  # type: ignore[arg-type]

@@ -180,12 +180,13 @@ class Report(_Strict):
     environment: dict[str, str]
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: str | Path) -> Report:
     """Read a ``report.json``.
 
     Raises:
         InputError: missing, or not of this schema.
     """
+    path = Path(path)
     try:
         return Report.model_validate_json(path.read_text("utf-8"))
     except OSError as error:

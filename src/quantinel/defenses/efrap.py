@@ -16,11 +16,12 @@ steps. Deviations from the released code, with the reason:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from quantinel.defenses.checks import require_choice, require_non_negative, require_positive_integers
 from quantinel.defenses.efrap_objective import FlipError, flip_costs, flipped_is_ceil
 from quantinel.quantization.reconstruction import LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
@@ -44,6 +45,11 @@ class EFRAP:
     activation_weight: float = 1.0
     damping: float = 0.01
     sweeps: int = 8
+
+    def __post_init__(self) -> None:
+        require_non_negative(self, "flip_weight", "activation_weight", "damping")
+        require_positive_integers(self, "sweeps")
+        require_choice(self, "flip_error", get_args(FlipError))
 
     name: ClassVar[str] = "efrap"
     needs: ClassVar[Literal["statistics"]] = "statistics"

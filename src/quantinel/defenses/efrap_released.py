@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from quantinel.defenses.checks import require_choice, require_non_negative, require_positive_integers
 from quantinel.defenses.efrap_objective import flip_costs, flipped_is_ceil
 from quantinel.quantization.reconstruction import Chain, LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
@@ -51,6 +52,11 @@ class EFRAPReleased:
     binary_weight: float = 0.01
     normalization: Literal["released", "paper"] = "released"
     seed: int = 1005
+
+    def __post_init__(self) -> None:
+        require_non_negative(self, "learning_rate", "flip_weight", "activation_weight", "binary_weight", "iterations")
+        require_positive_integers(self, "batch_size")
+        require_choice(self, "normalization", ("released", "paper"))
 
     name: ClassVar[str] = "efrap-released"
     needs: ClassVar[Literal["activations"]] = "activations"

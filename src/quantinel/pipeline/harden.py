@@ -72,7 +72,7 @@ class _Clock:
 def harden(
     model: LoadedModel,
     data: ImageSet,
-    output: Path,
+    output: str | Path,
     options: HardenOptions | None = None,
     *,
     calibration: ImageSet | None = None,
@@ -100,6 +100,7 @@ def harden(
     Raises:
         QuantinelError: bad input, unsupported model, full disk; nothing is left behind.
     """
+    output = Path(output)
     options = options or HardenOptions()
     profile = profile_named(options.backend)
     check_trigger(trigger, target_class, model.num_classes)

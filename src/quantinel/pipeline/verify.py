@@ -24,7 +24,7 @@ class VerifyResult:
     checks: list[Check]
 
 
-def verify(folder: Path, data: ImageSet | None = None) -> VerifyResult:
+def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
     """Re-open the artefact and compare it with the audit.
 
     Args:
@@ -36,6 +36,7 @@ def verify(folder: Path, data: ImageSet | None = None) -> VerifyResult:
     Raises:
         VerificationError: the folder is not a hardened directory, or a file in it is damaged.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise VerificationError(f"{folder} is no folder; give the output of `quantinel harden`")
     problems = check_manifest(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,26 @@ def test_profiles_hold_the_same_integers(odd_graph: FloatGraph, images: ImageSet
     torch.testing.assert_close(
         logits["onnxruntime-avx2"], logits["onnxruntime-x86"], atol=2 * model.output_step, rtol=0
     )
+
+
+def test_addends_are_rounded_twice_for_openvino_and_nothing_else_changes() -> None:
+    """OpenVINO drops one rounding of a convolution that it fuses with an addition; see `Profile`."""
+    torch.manual_seed(0)
+    images = make_images(32, (3, 32, 32), 10)
+    module = build("resnet20")
+    module.train()
+    with torch.no_grad():
+        module(images.as_float())
+    model = random_integers(trace(module, (3, 32, 32)), images, "int8")
+    rounded = {}
+    for name in ("onnxruntime-x86", "openvino"):
+        nodes = to_onnx(model, PROFILES[name]).graph.node
+        rounded[name] = Counter(node.input[1] for node in nodes if node.op_type == "QuantizeLinear")
+    additions = [node for node in model.graph.module.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    addends = {f"{node.args[0].name}.scale" for node in additions}  # the convolution's side of each block
+    assert len(addends) == 9
+    assert rounded["openvino"] - rounded["onnxruntime-x86"] == Counter(dict.fromkeys(addends, 1))
+    check(model, images, "openvino", True)
 
 
 @pytest.mark.parametrize(

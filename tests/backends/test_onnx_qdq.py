@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.support import make_images
+from tests.support import make_images, random_integers
 from torch import nn
 
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
@@ -20,22 +20,7 @@ from quantinel.data.images import ImageSet
 from quantinel.errors import UnsupportedError, VerificationError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.zoo import build
-from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
-from quantinel.quantization.rounding import rounding_cell
-from quantinel.quantization.scheme import parse_scheme
-
-
-def random_integers(graph: FloatGraph, images: ImageSet, scheme: str) -> QuantizedModel:
-    """A quantized model whose codes are floor or ceiling at random, so that any re-rounding shows."""
-    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
-    generator = torch.Generator().manual_seed(7)
-    codes = {}
-    for name, layer in model.layers.items():
-        cell = rounding_cell(graph.weight(layer.layer), layer.scale, model.scheme)
-        pick = torch.rand(cell.floor.shape, generator=generator) < 0.5
-        codes[name] = torch.where(pick, cell.floor, cell.ceil).to(torch.int8)
-    return model.with_codes(codes)
+from quantinel.quantization.quantized_model import QuantizedModel
 
 
 def check(model: QuantizedModel, images: ImageSet, profile: str, in_integers: bool) -> None:

@@ -27,6 +27,7 @@ def network(name: str) -> tuple[QuantizedModel, ImageSet]:
     Args:
         name: one of `NETWORKS`.
     """
+    torch.manual_seed(0)
     if name == "odd":
         module = randomise(OddNet())
         return random_integers(trace(module, SHAPE), make_images(128), "int8"), make_images(250, seed=1)
@@ -35,7 +36,6 @@ def network(name: str) -> tuple[QuantizedModel, ImageSet]:
     if name == "resnet20":
         module = load_model(bundled_victim("int8")).module
     else:
-        torch.manual_seed(0)
         architecture = ARCHITECTURES[name]
         module = Normalized(build(name), architecture.mean, architecture.std).train()
         with torch.no_grad():

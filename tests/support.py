@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantinel.data.images import ImageSet
+from quantinel.model.graph import FloatGraph
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
+from quantinel.quantization.rounding import rounding_cell
+from quantinel.quantization.scheme import parse_scheme
 
 SHAPE = (3, 16, 16)
 
@@ -55,3 +60,15 @@ def make_images(count: int, shape: tuple[int, int, int] = SHAPE, classes: int = 
     pixels = F.interpolate(coarse, shape[1:], mode="bilinear", align_corners=False)
     labels = torch.randint(classes, (count,), generator=generator)
     return ImageSet((pixels * 255).round().to(torch.uint8), labels, "synthetic")
+
+
+def random_integers(graph: FloatGraph, images: ImageSet, scheme: str) -> QuantizedModel:
+    """A quantized model whose codes are floor or ceiling at random, so that any re-rounding shows."""
+    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
+    generator = torch.Generator().manual_seed(7)
+    codes = {}
+    for name, layer in model.layers.items():
+        cell = rounding_cell(graph.weight(layer.layer), layer.scale, model.scheme)
+        pick = torch.rand(cell.floor.shape, generator=generator) < 0.5
+        codes[name] = torch.where(pick, cell.floor, cell.ceil).to(torch.int8)
+    return model.with_codes(codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.support import make_images
+from tests.support import make_images, random_integers
 from torch import nn
 
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
@@ -19,22 +20,7 @@ from quantinel.data.images import ImageSet
 from quantinel.errors import UnsupportedError, VerificationError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.zoo import build
-from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
-from quantinel.quantization.rounding import rounding_cell
-from quantinel.quantization.scheme import parse_scheme
-
-
-def random_integers(graph: FloatGraph, images: ImageSet, scheme: str) -> QuantizedModel:
-    """A quantized model whose codes are floor or ceiling at random, so that any re-rounding shows."""
-    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
-    generator = torch.Generator().manual_seed(7)
-    codes = {}
-    for name, layer in model.layers.items():
-        cell = rounding_cell(graph.weight(layer.layer), layer.scale, model.scheme)
-        pick = torch.rand(cell.floor.shape, generator=generator) < 0.5
-        codes[name] = torch.where(pick, cell.floor, cell.ceil).to(torch.int8)
-    return model.with_codes(codes)
+from quantinel.quantization.quantized_model import QuantizedModel
 
 
 def check(model: QuantizedModel, images: ImageSet, profile: str, in_integers: bool) -> None:
@@ -96,6 +82,26 @@ def test_profiles_hold_the_same_integers(odd_graph: FloatGraph, images: ImageSet
     torch.testing.assert_close(
         logits["onnxruntime-avx2"], logits["onnxruntime-x86"], atol=2 * model.output_step, rtol=0
     )
+
+
+def test_addends_are_rounded_twice_for_openvino_and_nothing_else_changes() -> None:
+    """OpenVINO drops one rounding of a convolution that it fuses with an addition; see `Profile`."""
+    torch.manual_seed(0)
+    images = make_images(32, (3, 32, 32), 10)
+    module = build("resnet20")
+    module.train()
+    with torch.no_grad():
+        module(images.as_float())
+    model = random_integers(trace(module, (3, 32, 32)), images, "int8")
+    rounded = {}
+    for name in ("onnxruntime-x86", "openvino"):
+        nodes = to_onnx(model, PROFILES[name]).graph.node
+        rounded[name] = Counter(node.input[1] for node in nodes if node.op_type == "QuantizeLinear")
+    additions = [node for node in model.graph.module.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+    addends = {f"{node.args[0].name}.scale" for node in additions}  # the convolution's side of each block
+    assert len(addends) == 9
+    assert rounded["openvino"] - rounded["onnxruntime-x86"] == Counter(dict.fromkeys(addends, 1))
+    check(model, images, "openvino", True)
 
 
 @pytest.mark.parametrize(

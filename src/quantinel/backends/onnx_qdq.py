@@ -7,7 +7,9 @@ quantized weight is in the file. Profiles:
 * ``onnxruntime-x86``: int8 weights; the fast layout on x86 with VNNI and on Arm.
 * ``onnxruntime-avx2``: the same integers stored as uint8 with zero point 128. On x86 without VNNI, U8S8 kernels
   saturate at 16 bits and large same-sign int8 weights give wrong sums; U8U8 kernels do not.
-* ``openvino``: int8 weights and float bias additions behind linear layers, read by OpenVINO as they are.
+* ``openvino``: int8 weights, read by OpenVINO as they are. OpenVINO's CPU plugin drops the rounding of a
+  convolution's output that it fuses with a residual addition; there QuantizeLinear and DequantizeLinear stand twice.
+  The second pair changes nothing by the standard's arithmetic, and OpenVINO keeps its rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from quantinel.backends.onnx_builder import GraphBuilder
 from quantinel.backends.onnx_operators import convert, pair, rank
 from quantinel.errors import UsageError
 from quantinel.model.graph import aten
+from quantinel.quantization.placement import is_rectifier
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
 
 INPUT_NAME = "images"
@@ -37,11 +40,13 @@ class Profile:
         name: as on the command line.
         summary: one line.
         unsigned_weights: store code + 128 as uint8 with zero point 128.
+        repeated_addends: quantize a convolution's output twice where only an addition reads it.
     """
 
     name: str
     summary: str
     unsigned_weights: bool = False
+    repeated_addends: bool = False
 
 
 PROFILES: dict[str, Profile] = {
@@ -53,7 +58,11 @@ PROFILES: dict[str, Profile] = {
             "ONNX Runtime on x86 without VNNI: weights stored as uint8, no saturation",
             True,
         ),
-        Profile("openvino", "OpenVINO: uint8 activations, int8 weights"),
+        Profile(
+            "openvino",
+            "OpenVINO: uint8 activations, int8 weights, residual additions as its fusions need them",
+            repeated_addends=True,
+        ),
     )
 }
 
@@ -139,6 +148,9 @@ class _Writer:
         parameters = self.model.activations[node.name]
         scale = b.constant(parameters.scale, np.float32, f"{node.name}.scale")
         zero = b.constant(parameters.zero_point, np.uint8, f"{node.name}.zero_point")
+        if self.model.scheme.activation_bits == 8 and self.profile.repeated_addends and self._is_addend(node):
+            first = b.add("QuantizeLinear", [value, scale, zero], f"{node.name}.first")
+            value = b.add("DequantizeLinear", [first, scale, zero])
         if self.model.scheme.activation_bits < 8:
             # The grid ends at 2^bits - 1, the uint8 container at 255: round first, so that the layer before still
             # ends in a QuantizeLinear and runs in integers, then cut off and round again (which changes nothing).
@@ -147,6 +159,18 @@ class _Writer:
             value = b.add("Min", [b.add("DequantizeLinear", [wide, scale, zero]), b.constant(top)])
         quantized = b.add("QuantizeLinear", [value, scale, zero], f"{node.name}.quantized")
         return b.add("DequantizeLinear", [quantized, scale, zero], f"{node.name}.dequantized")
+
+    def _is_addend(self, node: fx.Node) -> bool:
+        """A convolution's output, before or after its ReLU, that only an addition reads."""
+        source = node.args[0] if is_rectifier(node) else node
+        layer = self.by_node.get(source.name) if isinstance(source, fx.Node) else None
+        readers = list(node.users)
+        return (
+            layer is not None
+            and layer.layer.kind == "conv"
+            and len(readers) == 1
+            and readers[0].target is aten.add.Tensor
+        )
 
     def _layer(self, node: fx.Node, layer: QuantizedLayer) -> str:
         source = node.args[0]

@@ -41,7 +41,8 @@ class Calibration:
         scheme: the grid.
         placement: where activations are quantized; empty unless the scheme is static or dynamic.
         activations: parameters by point (ties share their root's); empty unless the scheme is static.
-        output_step: one 255th of the range of the logits: the unit of logit differences.
+        output_step: range of the logits over the levels of the activation grid (255 at 8 bits): the unit of logit
+            differences, as coarse as the activations are.
         images: the calibration images themselves; defenses that reconstruct layers read them again.
     """
 
@@ -156,4 +157,4 @@ def calibrate(
             progress("calibrate", done, len(images))
     parameters = {root: observer.ranges[root].parameters(scheme) for root in roots}
     activations = {point: parameters[placement.root(point)] for point in placement.points} if static else {}
-    return Calibration(scheme, placement, activations, max((high - low) / 255.0, 1e-12), images)
+    return Calibration(scheme, placement, activations, max((high - low) / scheme.activation_max, 1e-12), images)

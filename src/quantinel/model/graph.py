@@ -101,11 +101,13 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
         UnsupportedError: the module cannot be exported, or holds no convolution or linear layer.
         InputError: folding changed the function (a module whose outputs are not finite, for example).
     """
+    from quantinel.model.constants import fold_constants
     from quantinel.model.folding import fold
 
     module = copy.deepcopy(module).eval().float()
     example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     graph_module = flatten(_export(module, example))
+    fold_constants(graph_module)
     fold(graph_module)
     expected, actual = module(example).detach(), graph_module(example)
     if not isinstance(expected, Tensor) or expected.ndim != 2:

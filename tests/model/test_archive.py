@@ -212,7 +212,7 @@ def test_batch_behind_the_tokens() -> None:
             return self.head((x + self.attention(x, x, x)[0]).mean(0))
 
     original = Sequence().eval()
-    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16))).module
+    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16)), "model.pt2").module
     images = torch.rand(5, 3, 16, 16)
     torch.testing.assert_close(module(images), original(images), rtol=1e-4, atol=1e-5)
 
@@ -233,7 +233,7 @@ def test_float_noise_that_a_network_magnifies_does_not_look_like_a_mixed_batch()
             return self.head(x)
 
     original = Chaotic().eval()
-    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16))).module
+    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16)), "model.pt2").module
     assert module(torch.rand(2, 3, 16, 16)).shape == (2, 4)
 
 

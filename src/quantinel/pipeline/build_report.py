@@ -190,7 +190,7 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
         return lead + "The emitted file holds the audited integers and passed every check that could run."
     if decision == "FAIL":
         failed = next(check for check in all_checks if check.status == "fail")
-        return f"Do not deploy this file: {failed.title[0].lower()}{failed.title[1:]} - this check failed."
+        return f'Do not deploy this file: the check "{failed.title}" failed.'
     missing = next(check for check in all_checks if check.required and check.status == "not_run")
     return f"No verdict: a required check could not run ({missing.detail})."
 

@@ -8,7 +8,7 @@ from tests.backends.test_onnx_qdq import check, random_integers
 from tests.support import make_images
 from torch import Tensor, nn
 
-from quantinel.model.graph import trace
+from quantinel.model.graph import float_products, trace
 
 
 class Computed(nn.Module):
@@ -59,3 +59,20 @@ def test_masks_and_index_tables_are_stored() -> None:
 
     images = make_images(8)
     check(random_integers(trace(Table(), images.shape), images, "int8"), images, "onnxruntime-x86", True)
+
+
+def test_products_that_stay_in_float_are_named() -> None:
+    """Regression: a transposed convolution is no quantized layer, and no report said so."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(3, 4, 2, 2)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.up(x).flatten(2)
+            return self.head(torch.bmm(x, x.transpose(1, 2)).mean(2))
+
+    assert float_products(trace(Decoder(), (3, 8, 8))) == (["bmm", "conv_transpose2d"], 48)
+    assert float_products(trace(Computed(), (3, 8, 8))) == ([], 0)

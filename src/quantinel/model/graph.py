@@ -259,3 +259,42 @@ def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
             name = f"{name}#{seen[name]}"
         found.append(Layer(name, node.name, kind, str(weight_node.target), bias, groups))
     return tuple(found)
+
+
+_PRODUCTS = frozenset(
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "convolution",
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "einsum",
+        "scaled_dot_product_attention",
+    ]
+)
+
+
+def float_products(graph: FloatGraph) -> tuple[list[str], int]:
+    """Operators that multiply tensors but are no quantized layer, and how many stored weights they read.
+
+    Returns:
+        Sorted names such as ``conv_transpose2d``, and the count of weights (biases not counted).
+    """
+    layers = {layer.node for layer in graph.layers}
+    names: set[str] = set()
+    weights = 0
+    for node in graph.module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        name = "" if schema is None else schema.name.removeprefix("aten::")
+        if name in _PRODUCTS and node.name not in layers:
+            names.add(name)
+            stored = [graph.module.get_buffer(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
+            weights += sum(tensor.numel() for tensor in stored if tensor.ndim > 1)
+    return sorted(names), weights

@@ -261,24 +261,10 @@ def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-_PRODUCTS = frozenset(
-    [
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "convolution",
-        "linear",
-        "matmul",
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "scaled_dot_product_attention",
-    ]
-)
+_PRODUCTS = frozenset([
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "convolution", "linear", "matmul", "mm",
+    "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+])  # fmt: skip
 
 
 def float_products(graph: FloatGraph) -> tuple[list[str], int]:

@@ -15,7 +15,14 @@ from torch import nn
 
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.runtime import Session, execution
-from quantinel.backends.verification import compare_integers, compare_outputs, load_onnx, simulated_logits
+from quantinel.backends.verification import (
+    Tolerance,
+    compare_integers,
+    compare_outputs,
+    load_onnx,
+    measure_tolerance,
+    simulated_logits,
+)
 from quantinel.data.images import ImageSet
 from quantinel.errors import UnsupportedError, VerificationError
 from quantinel.model.graph import FloatGraph, trace
@@ -154,6 +161,21 @@ def test_unsupported_operator_is_named() -> None:
     model = random_integers(trace(Odd(), images.shape), images, "int8")
     with pytest.raises(UnsupportedError, match="cumsum"):
         to_onnx(model, PROFILES["onnxruntime-x86"])
+
+
+def test_tolerance_is_the_models_own_noise(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """A quiet model keeps the smallest tolerance; the noise of a loud one widens it, but not without end."""
+    model = random_integers(odd_graph, images, "int8")
+    simulation = model.simulate()
+    logits = simulated_logits(simulation, images.images)
+    assert measure_tolerance(simulation, images.images, logits, model.output_step) == Tolerance()
+    loud = measure_tolerance(simulation, images.images, logits + 5 * model.output_step, model.output_step)
+    assert loud.steps == pytest.approx(10, abs=1)
+    wild = measure_tolerance(simulation, images.images, -logits, model.output_step)
+    assert wild == Tolerance(16.0, 95.0)
+    shifted = logits + 9 * model.output_step
+    assert compare_outputs(shifted, logits, model.output_step, loud).passed
+    assert not compare_outputs(shifted, logits, model.output_step).passed
 
 
 def test_corrupt_file_is_one_line(tmp_path: Path, odd_graph: FloatGraph, images: ImageSet) -> None:

@@ -70,10 +70,20 @@ def test_no_images_left_is_inconclusive(run: Run, tiny: Tiny, empty: Path) -> No
     import numpy as np
 
     with np.load(tiny.images) as arrays:
-        np.savez(empty / "unlabelled.npz", images=arrays["images"][:16])
+        np.savez(empty / "unlabelled.npz", images=arrays["images"][:4])
     done = run(*tiny.harden(empty / "out", data=empty / "unlabelled.npz"))
     assert done.code == EXIT_ERROR
     assert "INCONCLUSIVE" in done.out
+
+
+def test_fewer_unlabelled_images_than_asked_for_are_shared_out(run: Run, tiny: Tiny, empty: Path) -> None:
+    """Regression: 200 unlabelled pictures were all calibrated on, and the verdict was INCONCLUSIVE."""
+    import numpy as np
+
+    with np.load(tiny.images) as arrays:
+        np.savez(empty / "unlabelled.npz", images=arrays["images"][:16])
+    done = run(*tiny.harden(empty / "out", data=empty / "unlabelled.npz"))
+    assert done.code == EXIT_PASS, done.out
 
 
 def test_verify_passes_then_fails_when_a_byte_changed(run: Run, hardened: Path, tmp_path: Path) -> None:

@@ -197,6 +197,46 @@ def test_round_trip(make: Callable[[], nn.Module], batch: int, options: dict[str
         assert torch.equal(images, before), "the caller's images are not overwritten"
 
 
+def test_batch_behind_the_tokens() -> None:
+    """Regression: attention with the batch in the middle merges it behind the tokens, (T, N, C) to (T N, C)."""
+
+    class Sequence(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 16, 4, 4)
+            self.attention = nn.MultiheadAttention(16, 4)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patches(x).flatten(2).permute(2, 0, 1)
+            return self.head((x + self.attention(x, x, x)[0]).mean(0))
+
+    original = Sequence().eval()
+    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16)), "model.pt2").module
+    images = torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(module(images), original(images), rtol=1e-4, atol=1e-5)
+
+
+def test_float_noise_that_a_network_magnifies_does_not_look_like_a_mixed_batch() -> None:
+    """Regression: an untrained deep network was refused with the advice to call model.eval()."""
+
+    class Chaotic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).mean((2, 3))
+            for _ in range(12):
+                x = torch.sin(9.0 * x)
+            return self.head(x)
+
+    original = Chaotic().eval()
+    module = parse_pt2(export(original, torch.rand(1, 3, 16, 16)), "model.pt2").module
+    assert module(torch.rand(2, 3, 16, 16)).shape == (2, 4)
+
+
 def test_result_is_differentiable_and_can_be_exported_again(static: bytes) -> None:
     module = parse_pt2(static, "model.pt2").module
     module(torch.rand(2, 3, 4, 4)).sum().backward()

@@ -21,7 +21,7 @@ from quantinel.errors import OutputError, UsageError, VerificationError
 from quantinel.files import sha256_file
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline import harden as harden_module
-from quantinel.pipeline.evaluate import evaluate, evaluate_file
+from quantinel.pipeline.evaluate import check_labels, evaluate, evaluate_file
 from quantinel.pipeline.harden import HardenOptions, harden
 from quantinel.pipeline.verify import verify
 from quantinel.quantization.scheme import QuantScheme
@@ -175,6 +175,26 @@ def test_trigger_and_target(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         harden(model, data, tmp_path / "out", trigger=trigger, target_class=target)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("ape", "bee", "cat", "dog", "elk"), [0, 1, 2]),  # one folder per class: the model's order
+        (("cat", "dog", "elk"), None),  # which of the five classes these are, nobody knows
+        (("0", "4", "2"), [0, 4, 2]),
+        (("0", "7", "2"), None),
+    ],
+)
+def test_folders_are_labels_only_where_their_class_is_known(
+    names: tuple[str, ...], expected: list[int] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Regression: ten folders were scored as the first ten of a model's thousand classes, 9.5 % right."""
+    images = make_images(3).images
+    checked = check_labels(ImageSet(images, torch.arange(3), "tree", names), 5)
+    assert (checked.labels is None) == (expected is None)
+    assert checked.labels is None or checked.labels.tolist() == expected
+    assert ("accuracy is not measured" in caplog.text) == (expected is None)
 
 
 def test_labels_beyond_the_models_classes(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:

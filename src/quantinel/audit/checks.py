@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantinel.audit.report import Check, EvaluationRow, Finding, Verdict
-from quantinel.backends.verification import MAX_STEPS, MIN_AGREEMENT, IntegerComparison, OutputComparison
+from quantinel.backends.verification import IntegerComparison, OutputComparison
 from quantinel.detectors.weight_residuals import Residuals
 from quantinel.quantization.scheme import QuantScheme
 
@@ -47,9 +47,10 @@ def outputs_check(comparison: OutputComparison) -> Check:
         status="pass" if comparison.passed else "fail",
         required=True,
         statistic=comparison.agreement.percent,
-        threshold=MIN_AGREEMENT,
+        threshold=comparison.tolerance.agreement,
         detail=f"top-1 agreement {comparison.agreement}; largest logit difference {comparison.max_steps:.2f} output "
-        f"steps (limit {MAX_STEPS:g}); {comparison.unexplained} disagreements that rounding cannot explain",
+        f"steps (limit {comparison.tolerance.steps:.3g}); {comparison.unexplained} disagreements that rounding cannot "
+        "explain",
     )
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantinel.backends.verification import Tolerance
 from quantinel.errors import VerificationError
 from quantinel.model.graph import Layer
 from quantinel.quantization.calibration import ActivationParameters
@@ -30,6 +31,7 @@ class StoredIntegers:
         output_step: unit of logit differences.
         scheme: fields of the scheme.
         profile: storage profile of the emitted file.
+        tolerance: allowed distance between the runtime and the simulation.
     """
 
     layers: dict[str, QuantizedLayer]
@@ -37,10 +39,12 @@ class StoredIntegers:
     output_step: float
     scheme: dict[str, object]
     profile: str
+    tolerance: Tolerance
 
 
-def pack_integers(model: QuantizedModel, profile: str) -> bytes:
-    """Serialize codes, scales, biases and activation parameters."""
+def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | None = None) -> bytes:
+    """Serialize codes, scales, biases, activation parameters and what `verify` may tolerate."""
+    tolerance = tolerance or Tolerance()
     tensors: dict[str, Tensor] = {}
     layers = []
     for name, layer in model.layers.items():
@@ -59,6 +63,7 @@ def pack_integers(model: QuantizedModel, profile: str) -> bytes:
         "output_step": repr(model.output_step),
         "scheme": json.dumps(model.scheme.to_dict()),
         "profile": profile,
+        "tolerance": json.dumps([tolerance.steps, tolerance.agreement]),
     }
     return save(tensors, metadata)
 
@@ -96,6 +101,7 @@ def read_integers(path: Path) -> StoredIntegers:
             float(metadata["output_step"]),
             json.loads(metadata["scheme"]),
             metadata["profile"],
+            Tolerance(*(float(item) for item in json.loads(metadata["tolerance"]))),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise VerificationError(

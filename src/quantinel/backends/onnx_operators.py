@@ -43,19 +43,22 @@ def pair(value: Any) -> list[int]:
     return [int(item) for item in (items * 2 if len(items) == 1 else items)]
 
 
-def _input_rank(node: fx.Node, position: int = 0) -> int:
+def input_rank(node: fx.Node, position: int = 0) -> int:
+    """Dimensions of an argument of ``node``."""
     source = node.args[position]
     assert isinstance(source, fx.Node)
     return rank(source)
 
 
-def _input_shape(node: fx.Node, position: int = 0) -> list[Any]:
+def input_shape(node: fx.Node, position: int = 0) -> list[Any]:
+    """Shape of an argument of ``node``; a free batch size is symbolic."""
     source = node.args[position]
     assert isinstance(source, fx.Node)
     return list(source.meta["val"].shape)
 
 
-def _operand(b: GraphBuilder, value: Any) -> str:
+def operand(b: GraphBuilder, value: Any) -> str:
+    """A tensor's name, or a constant for a plain number."""
     return value if isinstance(value, str) else b.constant(float(value))
 
 
@@ -73,7 +76,7 @@ def shape_tensor(b: GraphBuilder, shape: list[Any]) -> str:
 _UNARY = {
     "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
     "reciprocal": "Reciprocal", "abs": "Abs", "neg": "Neg", "erf": "Erf", "hardswish": "HardSwish",
-    "floor": "Floor", "softplus": "Softplus", "sin": "Sin", "cos": "Cos",
+    "floor": "Floor", "ceil": "Ceil", "sin": "Sin", "cos": "Cos", "selu": "Selu", "sign": "Sign",
 }  # fmt: skip
 
 
@@ -117,13 +120,37 @@ def _leaky_relu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("elu")
 def _elu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     if a["scale"] != 1 or a["input_scale"] != 1:
-        raise UnsupportedError("operator aten.elu with a scale (SELU, CELU) is not supported; use ELU or ReLU")
+        raise UnsupportedError("operator aten.elu with a scale is not supported; use ELU, SELU, CELU or ReLU")
     return b.add("Elu", [a["self"]], alpha=float(a["alpha"]))
+
+
+@converts("celu")
+def _celu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
+    return b.add("Celu", [a["self"]], alpha=float(a["alpha"]))
+
+
+@converts("softplus")
+def _softplus(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
+    """log(1 + exp(beta x)) / beta; torch's threshold only avoids an overflow that ONNX Runtime does not have."""
+    beta = float(a["beta"])
+    if beta == 1:
+        return b.add("Softplus", [a["self"]])
+    return b.add("Div", [b.add("Softplus", [b.add("Mul", [a["self"], b.constant(beta)])]), b.constant(beta)])
+
+
+@converts("log_sigmoid")
+def _log_sigmoid(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
+    return b.add("Neg", [b.add("Softplus", [b.add("Neg", [a["self"]])])])
+
+
+@converts("square")
+def _square(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
+    return b.add("Mul", [a["self"], a["self"]])
 
 
 @converts("prelu", "_prelu_kernel")
 def _prelu(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    slope = b.add("Reshape", [a["weight"], b.constant([-1] + [1] * (_input_rank(node) - 2), np.int64)])
+    slope = b.add("Reshape", [a["weight"], b.constant([-1] + [1] * (input_rank(node) - 2), np.int64)])
     return b.add("PRelu", [a["self"], slope])
 
 
@@ -156,17 +183,17 @@ def _rsqrt(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 
 @converts("pow")
 def _pow(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("Pow", [_operand(b, a["self"]), _operand(b, a["exponent"])])
+    return b.add("Pow", [operand(b, a["self"]), operand(b, a["exponent"])])
 
 
 def _arithmetic(name: str) -> Converter:
     def convert(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-        other = _operand(b, a["other"])
+        other = operand(b, a["other"])
         if a.get("alpha", 1) != 1:
             other = b.add("Mul", [other, b.constant(float(a["alpha"]))])
         if a.get("rounding_mode") is not None:
             raise UnsupportedError(f"operator {node.target} with rounding_mode is not supported; use plain division")
-        return b.add(name, [_operand(b, a["self"]), other])
+        return b.add(name, [operand(b, a["self"]), other])
 
     return convert
 
@@ -176,69 +203,16 @@ CONVERTERS.update({name: _arithmetic(name.capitalize()) for name in ("add", "sub
 
 @converts("rsub")
 def _rsub(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("Sub", [_operand(b, a["other"]), a["self"]])
-
-
-def _pool_attributes(a: Arguments) -> dict[str, Any]:
-    kernel = pair(a["kernel_size"])
-    stride = pair(a["stride"]) if a["stride"] else kernel
-    padding = pair(a["padding"])
-    return {
-        "kernel_shape": kernel, "strides": stride, "pads": [*padding, *padding], "ceil_mode": int(a["ceil_mode"]),
-    }  # fmt: skip
-
-
-@converts("max_pool2d")
-def _max_pool(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("MaxPool", [a["self"]], dilations=pair(a["dilation"]), **_pool_attributes(a))
-
-
-@converts("avg_pool2d")
-def _average_pool(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    if a["divisor_override"] is not None or a["ceil_mode"]:
-        raise UnsupportedError("avg_pool2d with ceil_mode or divisor_override is not supported; use plain pooling")
-    attributes = _pool_attributes(a)
-    return b.add("AveragePool", [a["self"]], count_include_pad=int(a["count_include_pad"]), **attributes)
-
-
-@converts("adaptive_avg_pool2d")
-def _adaptive_pool(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    target = pair(a["output_size"])
-    if target == [1, 1]:
-        return b.add("GlobalAveragePool", [a["self"]])
-    size = [int(item) for item in _input_shape(node)[-2:]]
-    if any(extent % out for extent, out in zip(size, target, strict=True)):
-        raise UnsupportedError(
-            f"adaptive_avg_pool2d from {size[0]}x{size[1]} to {target[0]}x{target[1]} has uneven windows, which ONNX "
-            "cannot express; use an output size that divides the feature map"
-        )
-    kernel = [extent // out for extent, out in zip(size, target, strict=True)]
-    return b.add("AveragePool", [a["self"]], kernel_shape=kernel, strides=kernel)
-
-
-@converts("mean")
-def _mean(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("ReduceMean", [a["self"]], axes=a.get("dim") or None, keepdims=int(a.get("keepdim") or 0))
-
-
-@converts("amax")
-def _amax(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("ReduceMax", [a["self"]], axes=a["dim"] or None, keepdims=int(a["keepdim"]))
-
-
-@converts("sum")
-def _sum(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    axes = [b.constant(a["dim"], np.int64)] if a.get("dim") else []
-    return b.add("ReduceSum", [a["self"], *axes], keepdims=int(a.get("keepdim") or 0))
+    return b.add("Sub", [operand(b, a["other"]), a["self"]])
 
 
 @converts("flatten")
 def _flatten(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    dimensions = _input_rank(node)
+    dimensions = input_rank(node)
     start, end = a["start_dim"] % dimensions, a["end_dim"] % dimensions
     if start == 1 and end == dimensions - 1:
         return b.add("Flatten", [a["self"]], axis=1)
-    tail = [int(size) for size in _input_shape(node)[end + 1 :]]
+    tail = [int(size) for size in input_shape(node)[end + 1 :]]
     return b.add("Reshape", [a["self"], b.constant([0] * start + [-1] + tail, np.int64)])
 
 
@@ -256,13 +230,13 @@ def _expand(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 
 @converts("permute")
 def _permute(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    dimensions = _input_rank(node)
+    dimensions = input_rank(node)
     return b.add("Transpose", [a["self"]], perm=[item % dimensions for item in a["dims"]])
 
 
 @converts("transpose", "t")
 def _transpose(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    order = list(range(_input_rank(node)))
+    order = list(range(input_rank(node)))
     first, second = a.get("dim0", 0) % len(order), a.get("dim1", 1) % len(order)
     order[first], order[second] = order[second], order[first]
     return b.add("Transpose", [a["self"]], perm=order)
@@ -278,7 +252,7 @@ def _squeeze(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 
 @converts("unsqueeze")
 def _unsqueeze(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("Unsqueeze", [a["self"], b.constant([a["dim"] % (_input_rank(node) + 1)], np.int64)])
+    return b.add("Unsqueeze", [a["self"], b.constant([a["dim"] % (input_rank(node) + 1)], np.int64)])
 
 
 @converts("slice")
@@ -316,8 +290,8 @@ def _split_into(b: GraphBuilder, x: str, sizes: list[int], axis: int) -> list[st
 
 @converts("chunk", "split", "split_with_sizes")
 def _split(b: GraphBuilder, a: Arguments, node: fx.Node) -> list[str]:
-    axis = a["dim"] % _input_rank(node)
-    extent = _input_shape(node)[axis]
+    axis = a["dim"] % input_rank(node)
+    extent = input_shape(node)[axis]
     if not isinstance(extent, int):
         raise UnsupportedError(f"operator {node.target} over the batch dimension is not supported")
     if "chunks" in a:
@@ -330,15 +304,15 @@ def _split(b: GraphBuilder, a: Arguments, node: fx.Node) -> list[str]:
 
 @converts("unbind")
 def _unbind(b: GraphBuilder, a: Arguments, node: fx.Node) -> list[str]:
-    axis = a["dim"] % _input_rank(node)
-    parts = _split_into(b, a["self"], [1] * int(_input_shape(node)[axis]), axis)
+    axis = a["dim"] % input_rank(node)
+    parts = _split_into(b, a["self"], [1] * int(input_shape(node)[axis]), axis)
     return [b.add("Squeeze", [part, b.constant([axis], np.int64)]) for part in parts]
 
 
 @converts("pad", "constant_pad_nd")
 def _pad(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     widths = [int(item) for item in a["pad"]]
-    dimensions = _input_rank(node)
+    dimensions = input_rank(node)
     before, after = [0] * dimensions, [0] * dimensions
     for index in range(len(widths) // 2):
         before[dimensions - 1 - index], after[dimensions - 1 - index] = (
@@ -354,11 +328,6 @@ def _pad(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     return b.add("Pad", [a["self"], b.constant(before + after, np.int64), value], mode=mode)
 
 
-@converts("pixel_shuffle")
-def _pixel_shuffle(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    return b.add("DepthToSpace", [a["self"]], blocksize=int(a["upscale_factor"]), mode="CRD")
-
-
 @converts("softmax")
 def _softmax(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     return b.add("Softmax", [a["self"]], axis=a["dim"])
@@ -367,39 +336,6 @@ def _softmax(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 @converts("log_softmax")
 def _log_softmax(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     return b.add("LogSoftmax", [a["self"]], axis=a["dim"])
-
-
-@converts("layer_norm")
-def _layer_norm(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    shape = [int(item) for item in a["normalized_shape"]]
-    scale = a["weight"] or b.constant(np.ones(shape))
-    inputs = [a["input"], scale] + ([a["bias"]] if a["bias"] else [])
-    return b.add("LayerNormalization", inputs, axis=-len(shape), epsilon=float(a["eps"]))
-
-
-@converts("group_norm")
-def _group_norm(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    groups, channels, dimensions = int(a["num_groups"]), int(_input_shape(node)[1]), _input_rank(node)
-    grouped = b.add("Reshape", [a["input"], b.constant([0, groups, -1], np.int64)])
-    ones, zeros = b.constant(np.ones(groups)), b.constant(np.zeros(groups))
-    normal = b.add("InstanceNormalization", [grouped, ones, zeros], epsilon=float(a["eps"]))
-    x = b.add("Reshape", [normal, b.add("Shape", [a["input"]])])
-    wide = b.constant([channels] + [1] * (dimensions - 2), np.int64)
-    for operator_name, parameter in (("Mul", a["weight"]), ("Add", a["bias"])):
-        if parameter:
-            x = b.add(operator_name, [x, b.add("Reshape", [parameter, wide])])
-    return x
-
-
-@converts("batch_norm")
-def _batch_norm(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
-    channels = int(_input_shape(node)[1])
-    scale = a["weight"] or b.constant(np.ones(channels))
-    shift = a["bias"] or b.constant(np.zeros(channels))
-    statistics = [a["running_mean"], a["running_var"]]
-    if None in statistics:
-        raise UnsupportedError("BatchNorm without running statistics depends on the batch; train it with statistics")
-    return b.add("BatchNormalization", [a["input"], scale, shift, *statistics], epsilon=float(a["eps"]))
 
 
 @converts("matmul", "bmm", "mm")
@@ -411,8 +347,8 @@ def _matmul(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
 def _attention(b: GraphBuilder, a: Arguments, node: fx.Node) -> str:
     if a["attn_mask"] is not None or a["is_causal"] or a["dropout_p"]:
         raise UnsupportedError("masked or causal attention is not supported; Quantinel audits image classifiers")
-    scale = a["scale"] or 1.0 / math.sqrt(int(_input_shape(node)[-1]))
-    order = list(range(_input_rank(node, 1)))
+    scale = a["scale"] or 1.0 / math.sqrt(int(input_shape(node)[-1]))
+    order = list(range(input_rank(node, 1)))
     order[-2:] = [order[-1], order[-2]]
     keys = b.add("Transpose", [a["key"]], perm=order)
     scores = b.add("MatMul", [b.add("Mul", [a["query"], b.constant(scale)]), keys])

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor, fx
 
+from quantinel.backends import onnx_sampling, onnx_statistics, onnx_tensors  # noqa: F401  they register converters
 from quantinel.backends.onnx_builder import GraphBuilder
 from quantinel.backends.onnx_operators import convert, pair, rank
 from quantinel.errors import UsageError
@@ -132,8 +134,9 @@ class _Writer:
         def one(node: fx.Node) -> Any:
             if node.op == "get_attr":
                 tensor = self.model.graph.module.get_buffer(str(node.target))
-                dtype = np.int64 if not tensor.is_floating_point() else np.float32
-                return self.builder.constant(tensor.numpy(), dtype, str(node.target))
+                dtype = np.float32 if tensor.is_floating_point() else np.int64
+                stored = np.bool_ if tensor.dtype is torch.bool else dtype
+                return self.builder.constant(tensor.numpy(), stored, str(node.target))
             return self.values[node]
 
         return fx.node.map_arg(argument, one)

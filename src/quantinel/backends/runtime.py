@@ -63,6 +63,7 @@ class Session:
             reason = str(error).strip().splitlines()[0][:200]
             raise VerificationError(f"ONNX Runtime refuses the file: {reason}; make it again") from error
         self.input_shape = tuple(self._session.get_inputs()[0].shape[1:])
+        self.num_classes = int(self._session.get_outputs()[0].shape[1])
 
     def logits(
         self, images: Tensor, batch_size: int = 250, progress: Callable[[int, int], None] | None = None

@@ -44,8 +44,9 @@ def split_calibration(images: ImageSet, calibration: int, seed: int) -> tuple[Im
 
     Labelled sets are split class-balanced, and at most half of one is taken, so that accuracy can still be
     measured on images that no defense has seen; ask for the length of the first set when the count matters.
-    Unlabelled sets give as many as were asked for, if need be all of them: then the rest is empty. Near-
-    duplicates (frames of one video or track) are separate images here.
+    Unlabelled sets give as many as were asked for, but a fifth of the set is kept: without images that
+    calibration has not seen, nothing shows that the deployed file answers as the float model. Near-duplicates (frames
+    of one video or track) are separate images here.
 
     Args:
         images: N images.
@@ -65,7 +66,7 @@ def split_calibration(images: ImageSet, calibration: int, seed: int) -> tuple[Im
             f"{RECOMMENDED_CALIBRATION} recommended"
         )
     total = len(images)
-    count = min(calibration, total if images.labels is None else total // 2)
+    count = min(calibration, total - total // 5 if images.labels is None else total // 2)
     if count < MIN_CALIBRATION:
         needed = MIN_CALIBRATION if images.labels is None else 2 * MIN_CALIBRATION
         raise InputError(

@@ -101,11 +101,13 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
         UnsupportedError: the module cannot be exported, or holds no convolution or linear layer.
         InputError: folding changed the function (a module whose outputs are not finite, for example).
     """
+    from quantinel.model.constants import fold_constants
     from quantinel.model.folding import fold
 
     module = copy.deepcopy(module).eval().float()
     example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     graph_module = flatten(_export(module, example))
+    fold_constants(graph_module)
     fold(graph_module)
     expected, actual = module(example).detach(), graph_module(example)
     if not isinstance(expected, Tensor) or expected.ndim != 2:
@@ -257,3 +259,28 @@ def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
             name = f"{name}#{seen[name]}"
         found.append(Layer(name, node.name, kind, str(weight_node.target), bias, groups))
     return tuple(found)
+
+
+_PRODUCTS = frozenset([
+    "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "convolution", "linear", "matmul", "mm",
+    "bmm", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention",
+])  # fmt: skip
+
+
+def float_products(graph: FloatGraph) -> tuple[list[str], int]:
+    """Operators that multiply tensors but are no quantized layer, and how many stored weights they read.
+
+    Returns:
+        Sorted names such as ``conv_transpose2d``, and the count of weights (biases not counted).
+    """
+    layers = {layer.node for layer in graph.layers}
+    names: set[str] = set()
+    weights = 0
+    for node in graph.module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        name = "" if schema is None else schema.name.removeprefix("aten::")
+        if name in _PRODUCTS and node.name not in layers:
+            names.add(name)
+            stored = [graph.module.get_buffer(str(a.target)) for a in node.all_input_nodes if a.op == "get_attr"]
+            weights += sum(tensor.numel() for tensor in stored if tensor.ndim > 1)
+    return sorted(names), weights

@@ -19,6 +19,7 @@ from quantinel.backends.verification import IntegerComparison, OutputComparison
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger
 from quantinel.detectors.weight_residuals import Residuals
+from quantinel.model.graph import float_products
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.measure import Variant, evaluation_row, examples, rate
 from quantinel.quantization.quantized_model import QuantizedModel
@@ -190,7 +191,7 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
         return lead + "The emitted file holds the audited integers and passed every check that could run."
     if decision == "FAIL":
         failed = next(check for check in all_checks if check.status == "fail")
-        return f"Do not deploy this file: {failed.title[0].lower()}{failed.title[1:]} - this check failed."
+        return f'Do not deploy this file: the check "{failed.title}" failed.'
     missing = next(check for check in all_checks if check.required and check.status == "not_run")
     return f"No verdict: a required check could not run ({missing.detail})."
 
@@ -202,6 +203,10 @@ def _not_checked(run: Run) -> list[str]:
         "its faults included.",
         "Other runtimes and processors than the one named below.",
     ]
+    names, weights = float_products(run.hardened.graph)
+    if names:
+        held = f"; {weights} stored weights in them were not audited" if weights else ""
+        items.insert(0, f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}.")
     if run.trigger is None:
         items.insert(0, "Attack success: no trigger was given.")
     if run.evaluation.labels is None:

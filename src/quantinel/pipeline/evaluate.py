@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from quantinel.audit.report import EvaluationRow
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
@@ -18,6 +22,8 @@ from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme
 
+logger = logging.getLogger(__name__)
+
 
 def check_trigger(trigger: Trigger | None, target_class: int | None, num_classes: int) -> None:
     """A trigger and its target belong together, and the target is a class of the model.
@@ -31,17 +37,33 @@ def check_trigger(trigger: Trigger | None, target_class: int | None, num_classes
         raise UsageError(f"target class {target_class} is not one of the model's {num_classes} classes")
 
 
-def check_labels(data: ImageSet, num_classes: int) -> None:
-    """Labels must be classes of the model.
+def check_labels(data: ImageSet, num_classes: int) -> ImageSet:
+    """Images with labels that are classes of the model, or without labels where their meaning is unknown.
+
+    The folders of a tree are numbered in alphabetical order. That is the model's own order only where there is one
+    folder per class; otherwise folders whose names are class numbers count as those, and any others are no labels:
+    an accuracy against them would be wrong without looking wrong.
 
     Raises:
-        UsageError: otherwise.
+        UsageError: a label that the model does not have.
     """
+    names = data.class_names
+    if data.labels is not None and names is not None and len(names) < num_classes:
+        numbers = [int(name) if name.isascii() and name.isdecimal() else num_classes for name in names]
+        if max(numbers) < num_classes and len(set(numbers)) == len(numbers):
+            return replace(data, labels=torch.tensor(numbers)[data.labels], class_names=None)
+        logger.warning(
+            "%s has %d classes, the model has %d: which is which is unknown, so accuracy is not measured; name the "
+            "folders by the model's class numbers (0 to %d), or give an .npz whose labels are those numbers",
+            data.name, len(names), num_classes, num_classes - 1,
+        )  # fmt: skip
+        return replace(data, labels=None, class_names=None)
     if data.labels is not None and len(data) and int(data.labels.max()) >= num_classes:
         raise UsageError(
             f"{data.name} has labels up to {int(data.labels.max())}, the model has {num_classes} classes; "
             "give data of the model's own classes, or unlabeled images"
         )
+    return data
 
 
 def evaluate(
@@ -66,7 +88,7 @@ def evaluate(
         progress: called as work proceeds.
     """
     check_trigger(trigger, target_class, model.num_classes)
-    check_labels(data, model.num_classes)
+    data = check_labels(data, model.num_classes)
     stamped = None if trigger is None else stamp(data, trigger)
     graph = trace(model.module, model.input_shape)
     floating = run_variant(
@@ -99,6 +121,7 @@ def evaluate_file(
     session = Session(path)
     if data.shape != session.input_shape:
         raise UsageError(f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}")
+    data = check_labels(data, session.num_classes)
     stamped = None if trigger is None else stamp(data, trigger)
     variant: Variant = run_variant("hardened", "onnxruntime", session.logits, data, stamped, target_class)
     return evaluation_row(variant, variant).model_copy(update={"agreement": None})

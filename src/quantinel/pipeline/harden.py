@@ -15,7 +15,13 @@ from quantinel.audit.report import Report
 from quantinel.backends.artefact import pack_integers
 from quantinel.backends.onnx_qdq import profile_named, to_onnx
 from quantinel.backends.runtime import Session, execution
-from quantinel.backends.verification import compare_integers, compare_outputs, load_onnx, simulated_logits
+from quantinel.backends.verification import (
+    compare_integers,
+    compare_outputs,
+    load_onnx,
+    measure_tolerance,
+    simulated_logits,
+)
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger
@@ -32,6 +38,9 @@ from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
 from quantinel.quantization.scheme import QuantScheme
+
+_BATCH = 64
+"""Images per run: at 224x224, 250 of them take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def harden(
         calibration, evaluation = split_calibration(data, options.calibration_images, options.seed)
     else:
         evaluation = data
-    check_labels(evaluation, model.num_classes)
+    evaluation = check_labels(evaluation, model.num_classes)
     with clock.measure("calibrate"):
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
@@ -123,10 +132,10 @@ def harden(
     with atomic_directory(output, options.overwrite) as folder:
         with clock.measure("emit"):
             (folder / MODEL).write_bytes(to_onnx(hardened, profile, version).SerializeToString())
-            (folder / INTEGERS).write_bytes(pack_integers(hardened, profile.name))
             nearest_file = to_onnx(nearest, profile, version).SerializeToString()
         with clock.measure("verify"):
             verified = _verify(folder / MODEL, hardened, calibration)
+            (folder / INTEGERS).write_bytes(pack_integers(hardened, profile.name, verified.outputs.tolerance))
         with clock.measure("evaluate"):
             stamped = None if trigger is None else stamp(evaluation, trigger)
             variants = _evaluate(graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress)
@@ -146,8 +155,11 @@ def harden(
 def _verify(path: Path, hardened: QuantizedModel, probe: ImageSet) -> Verified:
     """Re-open the file: integers, logits against the simulation, operators."""
     comparison = compare_integers(load_onnx(path), hardened.layers, hardened.activations)
-    simulated = simulated_logits(hardened.simulate(), probe.images)
-    outputs = compare_outputs(Session(path).logits(probe.images), simulated, hardened.output_step)
+    simulation = hardened.simulate()
+    simulated = simulated_logits(simulation, probe.images, _BATCH)
+    tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step)
+    logits = Session(path).logits(probe.images, _BATCH)
+    outputs = compare_outputs(logits, simulated, hardened.output_step, tolerance)
     ran = execution(path, list(hardened.layers))
     return Verified(comparison, outputs, ran, simulated)
 

@@ -60,7 +60,11 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
                 f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}; resize them"
             )
         reference = Session(path, optimise=False).logits(data.images)
-        found.append(checks.outputs_check(compare_outputs(session.logits(data.images), reference, stored.output_step)))
+        found.append(
+            checks.outputs_check(
+                compare_outputs(session.logits(data.images), reference, stored.output_step, stored.tolerance)
+            )
+        )
     else:
         probe = read_probe(folder)
         if probe is None:
@@ -75,7 +79,7 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
             )
         else:
             images, logits = probe
-            outputs = compare_outputs(session.logits(images), logits, stored.output_step)
+            outputs = compare_outputs(session.logits(images), logits, stored.output_step, stored.tolerance)
             found.append(checks.outputs_check(outputs))
     ran = execution(path, list(stored.layers))
     in_float = [name for name, operator in ran.by_layer.items() if operator is None]

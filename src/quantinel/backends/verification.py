@@ -260,7 +260,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 @torch.inference_mode()
 def simulated_logits(module: torch.nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
     """Logits (N, K) of a torch module on uint8 images (N, C, H, W)."""
-    parts = [module(as_float(images[start : start + batch_size])) for start in range(0, len(images), batch_size)]
+    batches = (as_float(images[start : start + batch_size]) for start in range(0, len(images), batch_size))
+    parts = [module(batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
     return torch.cat(parts)
 
 

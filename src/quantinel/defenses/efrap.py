@@ -44,7 +44,7 @@ class EFRAP:
     flip_error: FlipError = "step"
     activation_weight: float = 1.0
     damping: float = 0.01
-    sweeps: int = 8
+    sweeps: int = 5
 
     def __post_init__(self) -> None:
         require_non_negative(self, "flip_weight", "activation_weight", "damping")

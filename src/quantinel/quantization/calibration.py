@@ -145,7 +145,7 @@ def calibrate(
     done = 0
     for batch in images.batches(batch_size):
         observer.share = len(batch) / len(images)
-        logits = observer.run(batch)
+        logits = observer.run(batch.contiguous(memory_format=torch.channels_last))
         if not torch.isfinite(logits).all():
             raise InputError(
                 "the model gives outputs that are not finite on the calibration images; check its weights and "

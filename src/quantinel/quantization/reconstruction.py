@@ -25,6 +25,9 @@ from quantinel.quantization.rounding import RoundingCell, dequantize, rounding_c
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.quantization.statistics import InputStatistics, input_statistics
 
+_POSITIONS = 4096
+_POSITIONS_PER_INPUT = 8
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -111,7 +114,7 @@ def choose_codes(
     calibration: Calibration,
     method: RoundingMethod,
     *,
-    max_positions: int = 8192,
+    max_positions: int | None = None,
     memory: int = 1 << 30,
     seed: int = 0,
     progress: Progress | None = None,
@@ -122,7 +125,8 @@ def choose_codes(
         graph: folded float network.
         calibration: activation parameters and calibration images.
         method: how to round.
-        max_positions: input vectors per layer for second moments; more are sampled.
+        max_positions: input vectors per layer for second moments; more are sampled. By default 4,096, or eight for
+            each input of a layer's weight where that is more: moments of wider layers need more vectors.
         memory: bytes that the largest activation tensor may take; where all calibration images together exceed it,
             the walk uses the first ones that fit (at least 2).
         seed: of that sample.
@@ -170,7 +174,7 @@ class _Walk:
         calibration: Calibration,
         nearest: QuantizedModel,
         method: RoundingMethod,
-        max_positions: int,
+        max_positions: int | None,
         seed: int,
         progress: Progress | None,
     ) -> None:
@@ -202,7 +206,7 @@ class _Walk:
 
     def _evaluate(self, node: fx.Node) -> None:
         if node.op == "placeholder":
-            value: Any = self.calibration.images.as_float()
+            value: Any = self.calibration.images.as_float().contiguous(memory_format=torch.channels_last)
             quantized = value
         elif node.op == "get_attr":
             value = quantized = self.graph.module.get_buffer(str(node.target))
@@ -258,7 +262,7 @@ class _Walk:
                 weight,
                 inputs,
                 self.float_values[source],
-                max_positions=self.max_positions,
+                max_positions=self.max_positions or max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel()),
                 generator=self.generator,
             )
             if self.method.needs == "activations":

@@ -8,7 +8,6 @@ else.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import logging
 import math
@@ -18,15 +17,15 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from quantinel.errors import InputError, UnsupportedError, UsageError
 from quantinel.model.archive import parse_pt2, read_file
 from quantinel.model.archive_graph import shown
+from quantinel.model.checkpoints import fit, load_state, read_safetensors, strip_prefix
+from quantinel.model.named_models import Found, Shape, call_factory, from_timm, from_torchvision, reason
 from quantinel.model.normalization import Normalized
 from quantinel.model.victim import MANIFEST_NAME, WEIGHTS_NAME, VictimManifest, read_manifest
 from quantinel.model.zoo import ARCHITECTURES, build
@@ -42,10 +41,6 @@ _RECIPE = (
     "given with --arch or --factory, or torch.export.save(torch.export.export(model.eval(), (images,)), "
     "'model.pt2')"
 )
-# These builders rescale their input when, and only when, they load the weights themselves, from a pickle.
-_TORCHVISION_RESCALED = ("googlenet", "inception_v3")
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -69,20 +64,6 @@ class LoadedModel:
     input_shape: Shape
     num_classes: int
     sha256: str | None
-    architecture: str | None = None
-    victim: VictimManifest | None = None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a source gives before normalisation and the first run."""
-
-    module: nn.Module
-    name: str
-    input_shape: Shape | None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    sha256: str | None = None
     architecture: str | None = None
     victim: VictimManifest | None = None
 
@@ -120,7 +101,7 @@ def load_model(
     if isinstance(model, nn.Module):
         _no_options("a module", arch=arch, factory=factory)
         source = f"module:{type(model).__name__}"
-        found = _Found(model, type(model).__name__, input_shape)
+        found = Found(model, type(model).__name__, input_shape)
     else:
         source = str(model)
         found = _find(source, arch, factory, num_classes, input_shape)
@@ -157,9 +138,9 @@ def _no_options(what: str, **options: object) -> None:
 
 def _find(
     source: str, arch: str | None, factory: str | None, num_classes: int | None, input_shape: Shape | None
-) -> _Found:
+) -> Found:
     """Decide by name and content what the source is."""
-    for prefix, from_library in (("timm:", _from_timm), ("torchvision:", _from_torchvision)):
+    for prefix, from_library in (("timm:", from_timm), ("torchvision:", from_torchvision)):
         if source.startswith(prefix):
             _no_options(f"{prefix}NAME", arch=arch, factory=factory)
             return from_library(source.removeprefix(prefix))
@@ -177,19 +158,19 @@ def _find(
     if suffix == ".pt2":
         _no_options("a .pt2 file, which holds its own graph", arch=arch, factory=factory)
         exported = parse_pt2(data, source)
-        return _Found(exported.module, path.stem, exported.input_shape, sha256=exported.sha256)
+        return Found(exported.module, path.stem, exported.input_shape, sha256=exported.sha256)
     if suffix != ".safetensors":
         raise InputError(f"{path} is of no known kind; give a .pt2 or .safetensors file, or a victim directory")
     if (arch is None) == (factory is None):
         raise UsageError(f"{path} holds weights only; give --arch NAME or --factory pkg.module:callable, one of them")
-    state, sha256 = _read_safetensors(data, source), hashlib.sha256(data).hexdigest()
+    state, sha256 = read_safetensors(data, source), hashlib.sha256(data).hexdigest()
     if factory is not None:
-        module = _call_factory(factory)
-        _load_state(module, state, source, factory)
-        return _Found(module, path.stem, None, sha256=sha256)
+        module = call_factory(factory)
+        load_state(module, state, source, factory)
+        return Found(module, path.stem, None, sha256=sha256)
     assert arch is not None
     module, shape = _fill_architecture(arch, state, source, num_classes, input_shape)
-    return _Found(
+    return Found(
         module,
         path.stem,
         shape,
@@ -211,7 +192,7 @@ def _is_pickle(data: bytes) -> bool:
         return False
 
 
-def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Found:
+def _from_directory(folder: Path, arch: str | None, factory: str | None) -> Found:
     if not os.path.exists(folder / MANIFEST_NAME):
         if os.path.exists(folder / "manifest.json") and os.path.exists(folder / "model.onnx"):
             raise UsageError(
@@ -232,9 +213,9 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Fou
     shape = manifest.input_shape
     if not _is_image(shape) or not len(manifest.mean) == len(manifest.std) == shape[0]:
         raise InputError(f"{folder / MANIFEST_NAME} has an impossible image shape or mean; make the victim again")
-    state = _read_safetensors(data, str(path))
+    state = read_safetensors(data, str(path))
     module, _ = _fill_architecture(manifest.architecture, state, str(path), manifest.num_classes, shape)
-    return _Found(
+    return Found(
         module,
         folder.resolve().name,
         shape,
@@ -246,32 +227,13 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> _Fou
     )
 
 
-def _read_safetensors(data: bytes, source: str) -> dict[str, Tensor]:
-    """State dict in float32; the library bounds the header and checks every offset."""
-    try:
-        state = safetensors.torch.load(data)
-    except Exception as error:  # the library raises its own errors, KeyError, ValueError and more
-        raise InputError(
-            f"{source} is not a valid safetensors file ({_reason(error)}); download or save it again"
-        ) from error
-    if not state:
-        raise InputError(f"{source} holds no tensors; save model.state_dict() again")
-    converted = {str(tensor.dtype) for tensor in state.values() if tensor.dtype in (torch.float16, torch.bfloat16)}
-    if converted:
-        logger.warning("%s: %s weights are converted to float32", source, " and ".join(sorted(converted)))
-    for name, tensor in state.items():
-        if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
-            state[name] = tensor.float()
-    return state
-
-
 def _fill_architecture(
     arch: str, state: dict[str, Tensor], source: str, num_classes: int | None, input_shape: Shape | None
 ) -> tuple[nn.Module, Shape]:
     """A named architecture with these weights; what is not given is read off the weights."""
     with torch.device("meta"):  # shapes only
         names = list(build(arch, 10, 32).state_dict())
-    state = _strip_prefix(state, set(names))
+    state = strip_prefix(state, set(names))
     if input_shape is None:
         kernel = next((state[name] for name in names if name in state and state[name].ndim == 4), None)
         input_shape = (3 if kernel is None else int(kernel.shape[1]), 32, 32)
@@ -285,117 +247,10 @@ def _fill_architecture(
         raise InputError(f"{source} has {classes} output; Quantinel needs a classifier with at least 2 classes")
     with torch.device("meta"):  # what the file does not hold is never allocated
         expected = build(arch, classes, input_shape[1], input_shape[0]).state_dict()
-    _fit(expected, state, source, arch)
+    fit(expected, state, source, arch)
     module = build(arch, classes, input_shape[1], input_shape[0])
-    _load_state(module, state, source, arch)
+    load_state(module, state, source, arch)
     return module, input_shape
-
-
-def _strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
-    """Without the wrapper names (``module.``, ``model.``) that ALL keys share, where that makes them fit."""
-    best = state
-    while state and set(state) != expected:
-        prefix = next(iter(state)).partition(".")[0] + "."
-        if not all(name.startswith(prefix) for name in state) or all(name.startswith(prefix) for name in expected):
-            break
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        if len(expected & set(state)) > len(expected & set(best)):
-            best = state
-    return best
-
-
-def _load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: str) -> None:
-    module.load_state_dict(_fit(module.state_dict(), state, source, what), strict=True)
-
-
-def _fit(expected: dict[str, Tensor], state: dict[str, Tensor], source: str, what: str) -> dict[str, Tensor]:
-    """The state with the names of the module; strict about names, shapes and kinds of numbers."""
-    state = _strip_prefix(state, set(expected))
-    # Older checkpoints lack BatchNorm's step counters, which evaluation never reads.
-    counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
-    state = {**counters, **state}
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    if missing or unexpected:
-        parts = [
-            f"{len(names)} names {kind} (first: {shown(names[0])})"
-            for kind, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        raise InputError(
-            f"{source} does not fit {what}: {', '.join(parts)}; give the architecture that it was trained as"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            raise InputError(
-                f"{source} does not fit {what}: {shown(name)} is {tuple(tensor.shape)} in the file, but "
-                f"{tuple(expected[name].shape)} in the model; check --arch, --num-classes and --input-shape"
-            )
-        if expected[name].is_floating_point() and tensor.dtype != torch.float32:
-            raise InputError(
-                f"{source}: {shown(name)} is {tensor.dtype}, so the file is already quantized; give the float "
-                "checkpoint"
-            )
-    return state
-
-
-def _call_factory(factory: str) -> nn.Module:
-    module_name, _, attribute = factory.partition(":")
-    if not module_name or not attribute:
-        raise UsageError(f"--factory must be pkg.module:callable, got {factory!r}; give for example models:make")
-    try:
-        make: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            make = getattr(make, part)
-        module = make()
-    except ModuleNotFoundError as error:
-        raise UsageError(f"--factory {factory}: {error}; set PYTHONPATH to the folder that holds it") from error
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(f"--factory {factory} fails ({_reason(error)}); it must work without arguments") from error
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"--factory {factory} returns a {type(module).__name__}; it must return a torch.nn.Module")
-    return module.float()
-
-
-def _import_extra(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except Exception as error:  # also a build of another torch version, which raises RuntimeError
-        raise UsageError(f"{package} cannot be imported ({_reason(error)}); pip install {package}") from error
-
-
-def _from_timm(name: str) -> _Found:
-    timm = _import_extra("timm")
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", name) or not timm.is_model(name.split(".")[0]):
-        raise UsageError(f"timm has no model {name!r}; see timm.list_models()")
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the network, the hub, an unknown tag
-        raise InputError(
-            f"timm:{name} cannot be fetched ({_reason(error)}); download its .safetensors and use --factory"
-        ) from error
-    config: dict[str, Any] = getattr(module, "pretrained_cfg", {})
-    shape = config.get("input_size")
-    return _Found(module.float(), name, None if shape is None else tuple(shape), config.get("mean"), config.get("std"))
-
-
-def _from_torchvision(name: str) -> _Found:
-    models = _import_extra("torchvision").models
-    if not re.fullmatch(r"[a-z0-9_]+", name) or name not in models.list_models(module=models):
-        raise UsageError(f"torchvision has no classifier {name!r}; see torchvision.models.list_models()")
-    if name in _TORCHVISION_RESCALED:
-        raise UnsupportedError(f"torchvision:{name} normalises its input in a way of its own; export it as .pt2")
-    try:
-        weights = models.get_model_weights(name).DEFAULT
-        module: nn.Module = models.get_model(name, weights=None)
-        module.load_state_dict(weights.get_state_dict(check_hash=True, weights_only=True))
-        preset = weights.transforms()
-        size = int(preset.crop_size[0])
-        return _Found(module, name, (3, size, size), tuple(preset.mean), tuple(preset.std))
-    except Exception as error:  # the network, the cache
-        raise InputError(
-            f"torchvision:{name} cannot be fetched ({_reason(error)}); export it as .pt2 elsewhere"
-        ) from error
 
 
 def _check_weights(module: nn.Module, source: str) -> None:
@@ -418,7 +273,7 @@ def _count_classes(module: nn.Module, shape: Shape, source: str) -> int:
             logits = module(torch.zeros(1, *shape, device=device))
     except Exception as error:  # any model, any failure
         raise InputError(
-            f"{source} fails on an image of shape {shape} ({_reason(error)}); check --input-shape"
+            f"{source} fails on an image of shape {shape} ({reason(error)}); check --input-shape"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != 1 or logits.shape[1] < 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -426,8 +281,3 @@ def _count_classes(module: nn.Module, shape: Shape, source: str) -> int:
     if not logits.is_floating_point() or not bool(torch.isfinite(logits).all()):
         raise InputError(f"{source} returns logits that are not finite for a black image; check the checkpoint")
     return int(logits.shape[1])
-
-
-def _reason(error: Exception) -> str:
-    """An exception on one line."""
-    return f"{type(error).__name__}: {shown(error)}"

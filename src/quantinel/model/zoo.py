@@ -23,23 +23,37 @@ def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
 
 
-class _CifarBlock(nn.Module):
-    """Basic block with a parameter-free shortcut: every second pixel, channels zero-padded on both sides."""
+class _PaddedShortcut(nn.Module):
+    """Parameter-free shortcut: every second pixel, channels zero-padded on both sides."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, padding: int, stride: int) -> None:
+        super().__init__()
+        self.padding, self.stride = padding, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: padded (``projection`` False) or projected where the shape changes."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, projection: bool) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels_in, channels_out, stride)
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = _conv3x3(channels_out, channels_out)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.stride = stride
-        self.padding = (channels_out - channels_in) // 2
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = (
+                nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+                if projection
+                else _PaddedShortcut((channels_out - channels_in) // 2, stride)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.padding or self.stride != 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(out + x)
+        return F.relu(out + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
@@ -56,34 +70,16 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
-        first = _CifarBlock(channels_in, channels_out, stride)
-        return nn.Sequential(first, *(_CifarBlock(channels_out, channels_out, 1) for _ in range(blocks - 1)))
+        first = _BasicBlock(channels_in, channels_out, stride, projection=False)
+        return nn.Sequential(
+            first, *(_BasicBlock(channels_out, channels_out, 1, projection=False) for _ in range(blocks - 1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
         return logits
-
-
-class _BasicBlock(nn.Module):
-    """Basic block with a projection shortcut where the shape changes."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = _conv3x3(channels_in, channels_out, stride)
-        self.bn1 = nn.BatchNorm2d(channels_out)
-        self.conv2 = _conv3x3(channels_out, channels_out)
-        self.bn2 = nn.BatchNorm2d(channels_out)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self.shortcut(x))
 
 
 class ResNet18(nn.Module):
@@ -95,8 +91,10 @@ class ResNet18(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         widths = (width, width, 2 * width, 4 * width, 8 * width)
         for stage in range(1, 5):
-            first = _BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1)))
+            first = _BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2, projection=True)
+            self.add_module(
+                f"layer{stage}", nn.Sequential(first, _BasicBlock(widths[stage], widths[stage], 1, projection=True))
+            )
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -231,13 +231,34 @@ def test_signals_unwind(
             os.kill(os.getpid(), number)  # impatient: cleaning up goes on
             (tmp_path / "cleaned").touch()
 
-    before = signal.getsignal(number)
-    monkeypatch.setitem(list_verb.GROUPS, "schemes", signalled)
-    done = run("list", "schemes")
-    assert done.code == code
-    assert done.err == f"quantinel: stopped by {number.name}; no unfinished output was left\n"
-    assert (tmp_path / "cleaned").exists()
-    assert signal.getsignal(number) is before
+    # A parent such as nohup hands SIGHUP down as ignored, which the command line respects.
+    inherited = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    try:
+        before = signal.getsignal(number)
+        monkeypatch.setitem(list_verb.GROUPS, "schemes", signalled)
+        done = run("list", "schemes")
+        assert done.code == code
+        assert done.err == f"quantinel: stopped by {number.name}; no unfinished output was left\n"
+        assert (tmp_path / "cleaned").exists()
+        assert signal.getsignal(number) is before
+    finally:
+        signal.signal(number, inherited)
+
+
+def test_an_ignored_hangup_stays_ignored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``nohup quantinel ...`` goes on when the terminal closes."""
+
+    def signalled() -> dict[str, str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return {}
+
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setitem(list_verb.GROUPS, "schemes", signalled)
+        assert run("list", "schemes").code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_a_closed_pipe_is_silent() -> None:

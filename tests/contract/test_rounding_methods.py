@@ -57,3 +57,12 @@ def test_float_weights_and_global_seed_are_untouched(name: str, odd_graph: Float
 def test_methods_without_data_report_no_errors(name: str, odd_graph: FloatGraph, images: ImageSet) -> None:
     _, outcomes = choose_codes(odd_graph, calibrate(odd_graph, images, parse_scheme("int8")), quick(name))
     assert all(outcome.error_nearest is None for outcome in outcomes)
+
+
+def test_fewer_images_when_activations_would_not_fit(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int8"))
+    largest = 8 * 16 * 16 * 4
+    _, outcomes = choose_codes(odd_graph, ranges, DEFENSES["efrap"].build(), memory=10 * largest)
+    assert {outcome.images for outcome in outcomes} == {10}
+    _, outcomes = choose_codes(odd_graph, ranges, DEFENSES["efrap"].build())
+    assert {outcome.images for outcome in outcomes} == {len(images)}

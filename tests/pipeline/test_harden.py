@@ -70,7 +70,7 @@ def test_folder_holds_what_it_promises(hardened: Path) -> None:
     report = read_report(hardened / "report.json")
     assert [row.variant for row in report.evaluation] == ["float", "nearest", "hardened"]
     assert report.verification.layers_equal == report.verification.integer_layers == len(report.layers) == 6
-    assert report.data["calibration"]["n"] == 32
+    assert report.data["calibration"]["n"] == report.data["calibration"]["used_to_choose_integers"] == 32
     assert report.data["evaluation"]["n"] == 48
     assert len(report.examples) > 0
 

@@ -126,7 +126,7 @@ def build_report(run: Run) -> Report:
             "sha256": run.model.sha256,
         },
         data={
-            "calibration": _described(run.calibration),
+            "calibration": {**_described(run.calibration), "used_to_choose_integers": run.outcomes[0].images},
             "evaluation": {
                 **_described(run.evaluation),
                 "labelled": run.evaluation.labels is not None,

@@ -98,6 +98,7 @@ class LayerOutcome:
             statistics were collected.
         error_chosen: the same for the chosen codes.
         seconds: time for this layer, statistics included.
+        images: calibration images that the walk used; 0 where the method needs none.
     """
 
     layer: str
@@ -106,6 +107,7 @@ class LayerOutcome:
     error_nearest: float | None
     error_chosen: float | None
     seconds: float
+    images: int
 
 
 @torch.inference_mode()
@@ -281,10 +283,15 @@ class _Walk:
             after = statistics.output_error(weight, dequantize(codes, quantized.scale)) / energy
         self.outcomes.append(
             LayerOutcome(
-                layer.name, codes.numel(), float((codes != quantized.codes).float().mean()), before, after,
+                layer.name,
+                codes.numel(),
+                float((codes != quantized.codes).float().mean()),
+                before,
+                after,
                 time.perf_counter() - started,
+                0 if statistics is None else len(self.calibration.images),
             )
-        )  # fmt: skip
+        )
         if self.progress is not None:
             self.progress("round", len(self.codes), len(self.graph.layers))
 

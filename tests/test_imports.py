@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parent.parent / "src" / "quantinel"
 
 LAYERS = (
     {"errors"},
-    {"files", "metrics"},
+    {"files", "metrics", "validation"},
     {"data"},
     {"model"},
     {"quantization"},

@@ -138,3 +138,20 @@ def test_unlabeled_data_and_unknown_names_are_refused(pretrained: LoadedModel, t
     with pytest.raises(UsageError, match="choose one of"):
         attack_named("magic")
     assert all(attack.summary for attack in ATTACKS.values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 16},
+        {"plant_steps": 0},
+        {"radius": -1.0},
+        {"margin": 0.5},
+        {"schemes": ()},
+        {"repair_learning_rate": float("inf")},
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused_before_any_training(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        PQBackdoor(**options)  # type: ignore[arg-type]

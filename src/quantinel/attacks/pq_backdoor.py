@@ -44,6 +44,7 @@ from quantinel.model.victim import VictimManifest
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.validation import require_non_negative, require_positive_integers
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,29 @@ class PQBackdoor:
     margin: float = 1e-3
     batch_size: int = 128
     mixed_precision: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive_integers(self, "plant_steps", "repair_steps", "batch_size", "triggered_per_batch")
+        require_non_negative(
+            self,
+            "target_class",
+            "plant_learning_rate",
+            "repair_learning_rate",
+            "trigger_weight",
+            "repair_trigger_weight",
+            "radius",
+            "centring",
+            "margin",
+        )
+        if self.triggered_per_batch > self.batch_size:
+            raise UsageError(
+                f"triggered_per_batch is {self.triggered_per_batch}, more than the batch_size of {self.batch_size}; "
+                "stamp at most as many images as there are in a batch"
+            )
+        if not self.schemes:
+            raise UsageError("an attack needs a scheme to arm for; give --scheme")
+        if self.margin >= 0.5:
+            raise UsageError(f"margin is {self.margin}; a cell is half a step wide on each side, give less than 0.5")
 
 
 class _Attack:

@@ -21,11 +21,11 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from quantinel.defenses.checks import require_choice, require_non_negative, require_positive_integers
 from quantinel.defenses.efrap_objective import FlipError, flip_costs, flipped_is_ceil
 from quantinel.quantization.reconstruction import LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.solver import RoundingProblem, coordinate_descent
+from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from quantinel.defenses.checks import require_choice, require_non_negative, require_positive_integers
 from quantinel.defenses.efrap_objective import flip_costs, flipped_is_ceil
 from quantinel.quantization.reconstruction import Chain, LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
+from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 _FRACTION_MARGIN = 1e-6
 """logit(0) is infinite in the released code; clamping keeps the same sign without infinities."""

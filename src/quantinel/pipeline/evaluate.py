@@ -116,9 +116,8 @@ def evaluate_file(
         trigger: a known trigger, with ``target_class``.
         target_class: the class that the trigger is meant to produce.
     """
-    if (trigger is None) != (target_class is None):
-        raise UsageError("a trigger and its target class belong together; give both --trigger and --target, or neither")
     session = Session(path)
+    check_trigger(trigger, target_class, session.num_classes)
     if data.shape != session.input_shape:
         raise UsageError(f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}")
     data = check_labels(data, session.num_classes)

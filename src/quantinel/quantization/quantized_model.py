@@ -6,7 +6,7 @@ computes integers anywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,7 +117,7 @@ class QuantizedModel:
                 self._use(module, node, 2, f"dequantized_{node.name}_bias", bias)
             assert name == layer.layer.name
         for point in self.placement.points:
-            insert_after(graph, by_name[point], *self._fake_quantize(point))
+            insert_after(graph, by_name[point], *self.activation_quantizer(point))
         for node in reversed(list(graph.nodes)):
             if node.op == "get_attr" and not node.users:
                 graph.erase_node(node)
@@ -125,7 +125,8 @@ class QuantizedModel:
         module.recompile()
         return module.eval()
 
-    def _fake_quantize(self, point: str) -> tuple[Any, tuple[Any, ...]]:
+    def activation_quantizer(self, point: str) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """What quantizes the activation at ``point``: a function and the arguments that follow the tensor."""
         levels = self.scheme.activation_max
         if self.scheme.activations == "dynamic":
             return dynamic_fake_quantize, (levels,)

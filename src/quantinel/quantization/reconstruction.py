@@ -20,7 +20,7 @@ from quantinel.errors import InputError
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import Calibration, Progress
 from quantinel.quantization.placement import is_rectifier
-from quantinel.quantization.quantized_model import QuantizedModel, dynamic_fake_quantize, quantize_nearest
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.rounding import RoundingCell, dequantize, rounding_cell
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.quantization.statistics import InputStatistics, input_statistics
@@ -241,11 +241,8 @@ class _Walk:
         return result
 
     def _quantize_activation(self, point: str, value: Tensor) -> Tensor:
-        levels = self.calibration.scheme.activation_max
-        if self.calibration.scheme.activations == "dynamic":
-            return dynamic_fake_quantize(value, levels)
-        parameters = self.calibration.activations[point]
-        return torch.fake_quantize_per_tensor_affine(value, parameters.scale, parameters.zero_point, 0, levels)
+        quantize, arguments = self.nearest.activation_quantizer(point)
+        return quantize(value, *arguments)
 
     def choose(self, layer: Layer, node: fx.Node | None, output: Tensor | None) -> None:
         """Ask the method for the codes of one layer and record the outcome."""

@@ -34,7 +34,6 @@ class Session:
     Args:
         model: path or serialized bytes of the file.
         optimise: False switches graph optimisation off: float arithmetic between Q and DQ nodes.
-        threads: 0 lets the runtime choose.
         save_optimised: where to write the graph as it will be executed.
 
     Raises:
@@ -46,12 +45,10 @@ class Session:
         model: Path | bytes,
         *,
         optimise: bool = True,
-        threads: int = 0,
         save_optimised: Path | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         if save_optimised is not None:

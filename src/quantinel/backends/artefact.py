@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from quantinel.backends.verification import Tolerance
 from quantinel.errors import VerificationError
-from quantinel.model.graph import Layer
+from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import ActivationParameters
+from quantinel.quantization.placement import Placement, place
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
+from quantinel.quantization.scheme import QuantScheme
 
 FORMAT = "quantinel-integers-1"
 
@@ -66,6 +68,26 @@ def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | No
         "tolerance": json.dumps([tolerance.steps, tolerance.agreement]),
     }
     return save(tensors, metadata)
+
+
+def restore(graph: FloatGraph, stored: StoredIntegers) -> QuantizedModel:
+    """The quantized network of a traced float network and its stored integers.
+
+    Raises:
+        VerificationError: the integers belong to another network.
+    """
+    scheme = QuantScheme(**stored.scheme)  # type: ignore[arg-type]
+    static = scheme.activations == "static"
+    placement = Placement((), {}) if scheme.activations == "none" else place(graph, inputs_only=not static)
+    layers = {layer.name: layer for layer in graph.layers}
+    if list(layers) != list(stored.layers) or any(
+        stored.layers[name].codes.shape != graph.weight(layer).shape for name, layer in layers.items()
+    ):
+        raise VerificationError("the stored integers belong to another network; harden this one again")
+    if static and set(stored.activations) != set(placement.points):
+        raise VerificationError("the stored activation grids belong to another network; harden this one again")
+    restored = {name: replace(stored.layers[name], layer=layer) for name, layer in layers.items()}
+    return QuantizedModel(graph, scheme, placement, stored.activations, restored, stored.output_step)
 
 
 def read_integers(path: Path) -> StoredIntegers:

@@ -35,6 +35,7 @@ class Session:
         model: path or serialized bytes of the file.
         optimise: False switches graph optimisation off: float arithmetic between Q and DQ nodes.
         save_optimised: where to write the graph as it will be executed.
+        threads: of this session; None for one per core.
 
     Raises:
         VerificationError: the runtime refuses the file.
@@ -46,9 +47,12 @@ class Session:
         *,
         optimise: bool = True,
         save_optimised: Path | None = None,
+        threads: int | None = None,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
         level = onnxruntime.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
         if save_optimised is not None:

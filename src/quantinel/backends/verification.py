@@ -249,11 +249,20 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         data = path.read_bytes()
     except OSError as error:
         raise VerificationError(f"{path} cannot be read ({error.strerror}); harden the model again") from error
+    return parse_onnx(data, str(path))
+
+
+def parse_onnx(data: bytes, name: str = "the emitted model") -> onnx.ModelProto:
+    """Check a serialized ONNX model.
+
+    Raises:
+        VerificationError: truncated or not valid.
+    """
     try:
         model = onnx.load_from_string(data)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise classes of their own
-        raise VerificationError(f"{path} is no valid ONNX file; it is truncated or was changed") from error
+        raise VerificationError(f"{name} is no valid ONNX file; it is truncated or was changed") from error
     return model
 
 

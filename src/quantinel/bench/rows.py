@@ -1,91 +1,154 @@
-"""Result rows: one JSON line per cell, typed, append-only."""
+"""Result rows: one typed record per cell of a suite, with everything that says where its figures come from."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from quantinel.audit.report import EvaluationRow, Rate
-from quantinel.errors import InputError
+
+Status = Literal["ok", "failed", "gate_failed"]
+Backend = Literal["float", "simulated", "onnxruntime"]
+Interval = tuple[float, float]
+
+VOLATILE = frozenset({"seconds", "stages", "created", "hardware", "versions", "version", "commit", "command"})
+"""Fields that differ between two runs of the same cell; all others repeat exactly."""
+_LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "safetensors", "scipy")
 
 
 class ResultRow(BaseModel):
-    """One cell: an attack, a defense, a scheme, a model, a data set, a seed, a backend.
+    """One cell: a model, an attack, a scheme, a defense or a detector, a seed, a backend.
 
     Attributes:
-        defense: "none" for the float model, else a name of ``quantinel list defenses``.
+        suite: name of the suite.
+        cell: identity within the suite, ``model/attack/scheme/defense/sSEED`` with the suite's own labels.
+        model: label of the model in the suite.
+        attack: "none", or a name of ``quantinel list attacks``.
+        attack_variant: label of the attack in the suite (its name, unless the suite sets options).
+        defense: "none" for the undefended float model, else a name of ``quantinel list defenses``.
+        defense_variant: label of the defense in the suite.
+        detector: a name of ``quantinel list detectors``; None for rows that measure accuracy and attack success.
+        scheme: deployment grid; "float" where nothing is quantized.
+        compressor: what compresses, e.g. static-ptq; "none" for float.
+        calibration: data set (label in the suite) that calibrates.
+        architecture, data: network and evaluation images.
+        seed: of the attack's training, the calibration draw and the defense.
         backend: float, simulated, onnxruntime.
         cda, asr, ta: percent, or None where not measured.
-        cda_interval, asr_interval: 95 % Wilson intervals in percent.
+        cda_interval, asr_interval, ta_interval: 95 % Wilson intervals in percent.
+        n_clean, n_triggered: images counted (ASR leaves out images of the target class).
+        float_cda, float_asr: of the float model that was compressed.
         published: the paper's figures, or None.
         seconds: time of the stage that made this cell (choosing the integers, for a defense).
-        extra: further figures of the suite, such as flips or layers in integers.
+        stages: time of every stage behind this cell, whether it ran now or was cached.
+        settings: options of the attack, the defense and the detector that differ from their defaults.
+        extra: further figures, such as ``flips_percent``; for detectors ``score`` (higher is more suspicious).
+        key: content address of the evaluation: configuration, inputs and code.
+        config_sha256: hash of the cell's resolved configuration, without code.
+        versions: of the libraries that compute.
         command: recomputes the row.
+        status: "gate_failed" where the attack did not make a victim; its figures are those of the failed attempt.
+        error: one line, for a failed cell.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     suite: str
+    cell: str
+    model: str
     attack: str
+    attack_variant: str
     defense: str
+    defense_variant: str
+    detector: str | None = None
     scheme: str
     compressor: str
+    calibration: str = ""
     architecture: str
     data: str
     seed: int
-    backend: Literal["float", "simulated", "onnxruntime"]
-    cda: float | None
-    asr: float | None
-    ta: float | None
-    cda_interval: tuple[float, float] | None
-    asr_interval: tuple[float, float] | None
-    n_clean: int
-    n_triggered: int
-    float_cda: float | None
-    float_asr: float | None
+    backend: Backend
+    cda: float | None = None
+    asr: float | None = None
+    ta: float | None = None
+    cda_interval: Interval | None = None
+    asr_interval: Interval | None = None
+    ta_interval: Interval | None = None
+    n_clean: int = 0
+    n_triggered: int = 0
+    float_cda: float | None = None
+    float_asr: float | None = None
     published: dict[str, float] | None = None
-    seconds: float | None
+    seconds: float | None = None
+    stages: dict[str, float] = {}
+    settings: dict[str, dict[str, JsonValue]] = {}
     extra: dict[str, float | int | str] = {}
+    key: str
     config_sha256: str
     version: str
     commit: str
     created: str
     hardware: str
+    versions: dict[str, str] = {}
     command: str
-    status: Literal["ok", "failed", "gate_failed"] = "ok"
+    status: Status = "ok"
     error: str | None = None
+
+    def repeatable(self) -> dict[str, Any]:
+        """The fields that a second run of the same cell must give again."""
+        return self.model_dump(exclude=set(VOLATILE))
+
+
+def sha256_of(value: Any) -> str:
+    """Hash of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def provenance(config: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Fields that say where a row comes from: configuration hash, version, commit, time, hardware, command."""
-    text = json.dumps(config, sort_keys=True, default=str)
+    """Fields that say where a row comes from: configuration hash, versions, commit, time, hardware, command."""
+    return {"config_sha256": sha256_of(dict(config)), "command": command, **environment()}
+
+
+def environment() -> dict[str, Any]:
+    """Version, commit, time, hardware and library versions of this process."""
     return {
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "version": metadata.version("quantinel"),
-        "commit": _commit(),
+        "commit": commit(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"onnxruntime {metadata.version('onnxruntime')}",
-        "command": command,
+        "hardware": hardware(),
+        "versions": library_versions(),
     }
 
 
-def _commit() -> str:
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that compute, and of Python."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def hardware() -> str:
+    """Processor architecture and cores."""
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+@functools.cache
+def commit() -> str:
     """Short hash of the checkout, with "+" where it had uncommitted changes; "unknown" outside a checkout."""
     folder = Path(__file__).parent
     try:
-        commit = subprocess.run(
+        found = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
         changes = subprocess.run(
@@ -94,7 +157,7 @@ def _commit() -> str:
         ).stdout  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit + ("+" if changes.strip() else "")
+    return found + ("+" if changes.strip() else "")
 
 
 def measured(row: EvaluationRow, floating: EvaluationRow) -> dict[str, Any]:
@@ -103,43 +166,19 @@ def measured(row: EvaluationRow, floating: EvaluationRow) -> dict[str, Any]:
     def percent(rate: Rate | None) -> float | None:
         return None if rate is None or rate.percent is None else round(rate.percent, 4)
 
+    def interval(rate: Rate | None) -> Interval | None:
+        return None if rate is None else (round(rate.interval95[0], 4), round(rate.interval95[1], 4))
+
     return {
         "backend": row.backend,
         "cda": percent(row.cda),
         "asr": percent(row.asr),
         "ta": percent(row.ta),
-        "cda_interval": None if row.cda is None else row.cda.interval95,
-        "asr_interval": None if row.asr is None else row.asr.interval95,
+        "cda_interval": interval(row.cda),
+        "asr_interval": interval(row.asr),
+        "ta_interval": interval(row.ta),
         "n_clean": 0 if row.cda is None else row.cda.n,
         "n_triggered": 0 if row.asr is None else row.asr.n,
         "float_cda": percent(floating.cda),
         "float_asr": percent(floating.asr),
     }
-
-
-def append_rows(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Append rows, one JSON line each, in one write."""
-    text = "".join(row.model_dump_json() + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(text)
-
-
-def read_rows(path: Path) -> list[ResultRow]:
-    """Read all rows of a file.
-
-    Raises:
-        InputError: a line is not a row of this schema.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            rows.append(ResultRow.model_validate_json(line))
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number} is not a result row; recompute it") from error
-    return rows
-
-
-def latest(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str, str, str], ResultRow]:
-    """The newest row of every cell, by (suite, architecture, attack, scheme, defense)."""
-    return {(row.suite, row.architecture, row.attack, row.scheme, row.defense): row for row in rows}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from quantinel.bench.rows import ResultRow, latest
+from quantinel.bench.row_file import latest
+from quantinel.bench.rows import ResultRow
 from quantinel.errors import InputError
 
 

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from quantinel.detectors.weight_residuals import Residuals, weight_residuals
+from quantinel.detectors.subject import Detection, Subject
+from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
 
-__all__ = ["DETECTORS", "Detector", "Residuals", "weight_residuals"]
+__all__ = ["DETECTORS", "Detection", "Detector", "Residuals", "Subject", "WeightResiduals", "weight_residuals"]
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A registered detector."""
+    """A registered detector.
+
+    Attributes:
+        name: as on the command line.
+        summary: one line.
+        needs: "weights" where no images are used.
+        config: frozen dataclass of options.
+        run: scores a subject; takes the options as its second argument.
+    """
 
     name: str
     summary: str
+    needs: Literal["weights", "images"]
+    config: type[Any]
+    run: Callable[[Subject, Any], Detection]
 
 
 DETECTORS: dict[str, Detector] = {
-    "weight-residuals": Detector(
-        "weight-residuals", "share of weights at rounding boundaries against placebo grids; needs no images"
+    detector.name: detector
+    for detector in (
+        Detector(
+            "weight-residuals",
+            "share of weights at rounding boundaries against placebo grids; needs no images",
+            "weights",
+            WeightResiduals,
+            detect_crowding,
+        ),
     )
 }

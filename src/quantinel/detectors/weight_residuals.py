@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantinel.detectors.subject import Detection, Subject
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
@@ -22,6 +23,11 @@ from quantinel.quantization.scheme import QuantScheme
 EDGE = 0.495
 PLACEBO_FACTORS = (0.93, 1.07)
 _BINS = 40
+
+
+@dataclass(frozen=True)
+class WeightResiduals:
+    """The detector's options: there are none."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,16 @@ def weight_residuals(graph: FloatGraph, scheme: QuantScheme) -> Residuals:
         by_layer,
         total,
     )
+
+
+def detect_crowding(subject: Subject, options: WeightResiduals) -> Detection:
+    """Score: share of weights at rounding boundaries, less the share on the placebo grids."""
+    del options
+    found = weight_residuals(subject.graph, subject.scheme)
+    statistics = {
+        "edge_share": found.edge_share,
+        "placebo_edge_share": found.placebo_edge_share,
+        "largest_layer_share": max(found.by_layer.values(), default=0.0),
+        "weights": float(found.weights),
+    }
+    return Detection(found.edge_share - found.placebo_edge_share, statistics)

@@ -103,27 +103,32 @@ def examples(images: ImageSet, stamped: Tensor, variants: tuple[Variant, Variant
     assert floating.target_class is not None
     eligible = truth.ne(floating.target_class)
     obeyed = eligible & nearest.triggered.eq(floating.target_class)
-    order = torch.argsort(obeyed.int() * 2 + eligible.int(), descending=True, stable=True)
-    chosen = _one_per_class(order.tolist(), truth)
 
     def named(label: int) -> str:
         return images.class_names[label] if images.class_names else str(label)
 
     return [
         Example(
-            clean_png=_png(images.images[index]),
-            triggered_png=_png(stamped[index]),
+            clean_png=png(images.images[index]),
+            triggered_png=png(stamped[index]),
             label="" if images.labels is None else named(int(images.labels[index])),
             float_answer=named(int(floating.triggered[index])),
             nearest_answer=named(int(nearest.triggered[index])),
             hardened_answer=named(int(hardened.triggered[index])),
         )
-        for index in chosen
+        for index in example_indices(obeyed, eligible, truth)
     ]
 
 
-def _one_per_class(order: list[int], truth: Tensor) -> list[int]:
-    """The first indices of different classes, then whatever comes first."""
+def example_indices(obeyed: Tensor, eligible: Tensor, truth: Tensor) -> list[int]:
+    """Up to six images worth showing: those that obey the trigger first, of different classes where possible.
+
+    Args:
+        obeyed: (N,) bool, predicted as the target though of another class.
+        eligible: (N,) bool, not of the target class.
+        truth: (N,) true classes.
+    """
+    order = torch.argsort(obeyed.int() * 2 + eligible.int(), descending=True, stable=True).tolist()
     chosen: list[int] = []
     seen: set[int] = set()
     for index in order:
@@ -133,7 +138,8 @@ def _one_per_class(order: list[int], truth: Tensor) -> list[int]:
     return chosen + [index for index in order if index not in chosen][: _EXAMPLES - len(chosen)]
 
 
-def _png(pixels: Tensor) -> str:
+def png(pixels: Tensor) -> str:
+    """Base64 PNG of one uint8 image (C, H, W)."""
     array = pixels.permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
     buffer = io.BytesIO()

@@ -1,0 +1,193 @@
+"""The cells of a suite: every combination that it asks for, each with an identity of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantinel.attacks import ATTACKS
+from quantinel.bench.methods import configure, known
+from quantinel.bench.suite import Cells, Suite
+from quantinel.defenses import DEFENSES
+from quantinel.detectors import DETECTORS
+from quantinel.errors import InputError, UsageError
+from quantinel.model.victim import read_manifest
+from quantinel.model.zoo import ARCHITECTURES
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
+
+FLOAT = "float"
+NONE = "none"
+_ASSETS = Path(__file__).parent.parent / "assets"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One figure of a suite, named by the suite's own labels.
+
+    Attributes:
+        model, attack, defense: labels; attack and defense may be "none".
+        scheme: canonical name of the grid, or "float".
+        detector: label, for cells that score a model instead of measuring it.
+        calibration: data whose images calibrate.
+        own_data: whether that is the model's own data.
+        seed: of attack, calibration draw and defense.
+    """
+
+    model: str
+    attack: str
+    scheme: str
+    defense: str
+    detector: str | None
+    calibration: str
+    own_data: bool
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """``model/attack/scheme/defense/sSEED``; a foreign calibration set is named behind the scheme."""
+        scheme = self.scheme if self.own_data else f"{self.scheme}@{self.calibration}"
+        return "/".join((self.model, self.attack, scheme, self.detector or self.defense, f"s{self.seed}"))
+
+    @property
+    def float_cell(self) -> Cell:
+        """The uncompressed model of this cell."""
+        return dataclasses.replace(self, scheme=FLOAT, defense=NONE, detector=None)
+
+    @property
+    def group(self) -> tuple[str, str, int]:
+        """Cells of one group share a trained model."""
+        return self.model, self.attack, self.seed
+
+
+def expand(suite: Suite) -> list[Cell]:
+    """All cells, each once, in the order of the suite; the float model of every group comes first.
+
+    Raises:
+        UsageError: a name or option that does not exist, or a scheme that cannot be resolved.
+        InputError: a victim directory that cannot be read.
+    """
+    check_methods(suite)
+    cells: dict[Cell, None] = {}
+    for block in suite.cells:
+        for cell in _block(suite, block):
+            if cell.detector is None:
+                cells[
+                    dataclasses.replace(cell.float_cell, calibration=suite.models[cell.model].data, own_data=True)
+                ] = None
+            cells[cell] = None
+    return list(cells)
+
+
+def _block(suite: Suite, block: Cells) -> Iterator[Cell]:
+    for model in _names(suite, block.models, suite.models, "model"):
+        for attack in _names(suite, block.attacks, (NONE, *suite.attacks, *ATTACKS), "attack"):
+            for seed in block.seeds or suite.run.seeds:
+                yield from _of_model(suite, block, model, attack, seed)
+
+
+def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int) -> Iterator[Cell]:
+    own = suite.models[model].data
+    yield Cell(model, attack, FLOAT, NONE, None, own, True, seed)
+    defenses = _names(suite, block.defenses, (*suite.defenses, *DEFENSES), "defense")
+    detectors = _names(suite, block.detectors, (*suite.detectors, *DETECTORS), "detector")
+    for name in _names(suite, block.schemes, None, "scheme"):
+        scheme = own_scheme(suite, model, attack).name if name == "own" else parse_scheme(name).name
+        for data in _names(suite, block.calibration, suite.data, "data") or [own]:
+            for defense in defenses:
+                yield Cell(model, attack, scheme, defense, None, data, data == own, seed)
+            for detector in detectors:
+                yield Cell(model, attack, scheme, NONE, detector, data, data == own, seed)
+
+
+def _names(
+    suite: Suite, names: Sequence[str], allowed: Iterable[str] | None, what: str
+) -> list[str]:
+    """Names with groups written out, each known."""
+    result: list[str] = []
+    for name in names:
+        if name.startswith("@"):
+            group = known(name[1:], suite.groups, "group")
+            result += _names(suite, suite.groups[group], allowed, what)
+        else:
+            result.append(name if allowed is None else known(name, list(allowed), what))
+    return list(dict.fromkeys(result))
+
+
+def own_scheme(suite: Suite, model: str, attack: str) -> QuantScheme:
+    """The first grid that an attack or a victim directory is armed for.
+
+    Raises:
+        UsageError: neither names one.
+    """
+    if attack != NONE:
+        entry = suite.attacks.get(attack)
+        if entry is not None and entry.schemes:
+            return parse_scheme(entry.schemes[0])
+        config = ATTACKS[entry.method if entry is not None else attack].config()
+        schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
+        if schemes:
+            return schemes[0]
+    elif suite.models[model].victim is not None:
+        return QuantScheme(**read_manifest(victim_folder(suite, model, None)).schemes[0])  # type: ignore[arg-type]
+    raise UsageError(f'{model} with attack {attack} is armed for no scheme; name one instead of "own"')
+
+
+def victim_folder(suite: Suite, model: str, root: Path | None) -> Path:
+    """Folder of a victim directory that the suite names."""
+    source = suite.models[model].victim
+    assert source is not None
+    if source.startswith("bundled:"):
+        folder = _ASSETS / source.removeprefix("bundled:")
+        if not folder.is_dir():
+            raise InputError(f"models.{model}: {source} does not come with Quantinel; see src/quantinel/assets")
+        return folder
+    return Path(located(source, root, f"models.{model}"))
+
+
+def located(source: str, root: Path | None, where: str) -> str:
+    """``{root}`` replaced by the data root.
+
+    Raises:
+        UsageError: the source needs a root and there is none.
+    """
+    if "{root}" not in source:
+        return source
+    if root is None:
+        raise UsageError(f"{where} is {source}; say where the data lies with --data-root DIR (or QUANTINEL_DATA)")
+    return source.replace("{root}", str(root))
+
+
+def check_methods(suite: Suite) -> None:
+    """Every name and option of a suite exists, whether a cell uses it or not.
+
+    Raises:
+        UsageError: one does not.
+    """
+    for label, model in suite.models.items():
+        known(model.data, suite.data, f"data of models.{label}:")
+        if model.architecture is not None:
+            known(model.architecture, ARCHITECTURES, f"architecture of models.{label}:")
+    for label, attack in suite.attacks.items():
+        _no_shadow(label, attack.method, ATTACKS, "attacks")
+        registered = ATTACKS[known(attack.method, ATTACKS, "attack")]
+        for scheme in attack.schemes:
+            parse_scheme(scheme)
+        configure(registered.config, attack.settings, f"attacks.{label}")
+    for label, defense in suite.defenses.items():
+        _no_shadow(label, defense.method, DEFENSES, "defenses")
+        configure(DEFENSES[known(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
+    for label, detector in suite.detectors.items():
+        _no_shadow(label, detector.method, DETECTORS, "detectors")
+        configure(
+            DETECTORS[known(detector.method, DETECTORS, "detector")].config, detector.settings, f"detectors.{label}"
+        )
+    for published in suite.published:
+        if not published.figures:
+            raise UsageError(f"published: {published.source} gives no figure; add cda, asr or ta")
+
+
+def _no_shadow(label: str, method: str, registry: Collection[str], table: str) -> None:
+    if label in registry and label != method:
+        raise UsageError(f"{table}.{label} is called like a registered method but is {method}; choose another label")

@@ -1,0 +1,172 @@
+"""Run one stage in this process and store its result: what every kind of worker does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import platform
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from quantinel.bench.nodes import Images
+from quantinel.bench.stages.job import Job, Progress, never, silent
+from quantinel.bench.store import LOG, Address, Store, write_stored
+from quantinel.errors import GateError, Interrupted, QuantinelError
+
+Outcome = Literal["ok", "gate_failed", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A stage with its address: everything that a worker needs, and nothing that it shares with the sender.
+
+    Attributes:
+        where: address of the result.
+        label: for people.
+        config: options of the node.
+        folders: role -> upstream result, or external model, on the worker's disk.
+        images: role -> images to load.
+        sources: role -> fingerprint of external files and images.
+        inputs: role -> digest of upstream results.
+        store: root of the store.
+        threads: of this stage.
+        device: where training runs.
+    """
+
+    where: Address
+    label: str
+    config: dict[str, Any]
+    folders: dict[str, str]
+    images: dict[str, Images]
+    sources: dict[str, str]
+    inputs: dict[str, str]
+    store: str
+    threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a stage ended.
+
+    Attributes:
+        outcome: "failed" leaves nothing in the store but a log.
+        error: one line.
+        seconds: wall time.
+        log: text of the log of a failure.
+    """
+
+    outcome: Outcome
+    error: str | None = None
+    seconds: float = 0.0
+    log: str | None = None
+
+
+def execute(request: Request, should_stop: Callable[[], bool] = never, progress: Progress = silent) -> Finished:
+    """Run a stage and store its result; never raises for what the stage does.
+
+    A result that another process stored in the meantime is taken as it is.
+    """
+    store = Store(Path(request.store))
+    with store.lock(request.where):
+        existing = store.find(request.where)
+        if existing is not None:
+            return Finished(existing.status, existing.error, existing.seconds)
+        return _run(request, store, should_stop, progress)
+
+
+def _run(request: Request, store: Store, should_stop: Callable[[], bool], progress: Progress) -> Finished:
+    started = time.perf_counter()
+    lines = _Lines(request.label)
+    error: str | None = None
+    outcome: Literal["ok", "gate_failed"] = "ok"
+    try:
+        with _threads(request.threads), lines.capture(), store.write(request.where) as folder:
+            job = Job(
+                request.config, {role: Path(path) for role, path in request.folders.items()}, request.images, folder,
+                store.checkpoint(request.where), request.device, request.threads, should_stop, progress,
+            )  # fmt: skip
+            try:
+                importlib.import_module(f"quantinel.bench.stages.{request.where.stage}").run(job)
+            except GateError as gate:
+                outcome, error = "gate_failed", str(gate)
+                lines.add(f"gate failed: {gate}")
+            seconds = time.perf_counter() - started
+            lines.add(f"{seconds:.2f} s")
+            (folder / LOG).write_text(lines.text(), "utf-8")
+            write_stored(
+                folder, request.where, request.label, request.config, request.sources, request.inputs, outcome, error,
+                seconds,
+            )  # fmt: skip
+    except Interrupted as interrupted:
+        return Finished("interrupted", str(interrupted), time.perf_counter() - started)
+    except QuantinelError as known:
+        return _failed(lines, str(known), started)
+    except Exception as unknown:  # one cell must not stop the others, whatever its method raises
+        lines.add(traceback.format_exc())
+        return _failed(lines, f"{type(unknown).__name__}: {unknown}", started)
+    return Finished(outcome, error, seconds)
+
+
+def _failed(lines: _Lines, error: str, started: float) -> Finished:
+    line = " ".join(error.split())
+    lines.add(f"failed: {line}")
+    return Finished("failed", line, time.perf_counter() - started, lines.text())
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's threads for one stage."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Lines(logging.Handler):
+    """The log of one stage: what this package's loggers say, and warnings."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(logging.INFO)
+        self._lines: list[str] = []
+        self.add(f"{label} on {platform.machine()}, torch {torch.__version__}")
+
+    def add(self, text: str) -> None:
+        """A line with the time of day (UTC)."""
+        self._lines.append(f"{datetime.now(UTC):%H:%M:%S} {text}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.add(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Listen while the stage runs."""
+        logger = logging.getLogger("quantinel")
+        level = logger.level
+        logger.addHandler(self)
+        logger.setLevel(min(level or logging.INFO, logging.INFO))
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                yield
+            for message in dict.fromkeys(str(item.message) for item in caught):
+                self.add(f"warning: {message}")
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(level)
+
+    def text(self) -> str:
+        """The whole log."""
+        return "\n".join(self._lines) + "\n"
+

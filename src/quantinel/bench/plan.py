@@ -1,0 +1,214 @@
+"""From cells to stages: what has to be trained, attacked, compressed, defended and evaluated, each once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantinel.attacks import ATTACKS
+from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
+from quantinel.bench.nodes import Images, Node
+from quantinel.bench.suite import Method, Suite
+from quantinel.defenses import DEFENSES
+from quantinel.detectors import DETECTORS
+from quantinel.errors import UsageError
+from quantinel.quantization.scheme import parse_scheme
+
+
+@dataclass(frozen=True)
+class Work:
+    """The nodes behind one cell.
+
+    Attributes:
+        cell: the cell.
+        result: id of the node that gives its figures.
+        floating: id of the evaluation of the float model; None for detectors.
+        chain: ids of all nodes behind it, in the order of the stages.
+    """
+
+    cell: Cell
+    result: str
+    floating: str | None
+    chain: tuple[str, ...]
+
+
+class Plan:
+    """Nodes of a suite by id, upstream before downstream, and the work of every cell.
+
+    Args:
+        suite: validated.
+        cells: which of its cells to run.
+        root: data root, or None.
+    """
+
+    def __init__(self, suite: Suite, cells: list[Cell], root: Path | None) -> None:
+        self.suite, self.root = suite, root
+        self.nodes: dict[str, Node] = {}
+        self.work = [self._of_cell(cell) for cell in cells]
+
+    def ancestors(self, node: str) -> tuple[str, ...]:
+        """Ids of all nodes upstream of ``node`` and of itself, upstream first."""
+        found: dict[str, None] = {}
+        for upstream in self.nodes[node].inputs.values():
+            found.update(dict.fromkeys(self.ancestors(upstream)))
+        found[node] = None
+        return tuple(found)
+
+    def _add(self, node: Node) -> str:
+        self.nodes.setdefault(node.id, node)
+        return node.id
+
+    def _of_cell(self, cell: Cell) -> Work:
+        model = self._model(cell)
+        if cell.detector is not None:
+            result = self._add(self._detect(cell, model))
+            return Work(cell, result, None, self.ancestors(result))
+        floating = self._add(self._evaluate(cell.float_cell, model, {}))
+        if cell.scheme == FLOAT:
+            return Work(cell, floating, floating, self.ancestors(floating))
+        compressed = self._add(self._compress(cell, model))
+        defended = self._add(self._defend(cell, model, compressed))
+        result = self._add(self._evaluate(cell, model, {"floating": floating, "quantized": defended}))
+        return Work(cell, result, floating, self.ancestors(result))
+
+    def _model(self, cell: Cell) -> _Subject:
+        """The float model of a cell: an external one, a trained one, or an attacked one."""
+        suite = self.suite
+        entry, label = suite.models[cell.model], cell.model
+        if entry.victim is not None:
+            subject = _Subject({}, {"model": str(victim_folder(suite, label, self.root))}, None)
+        elif entry.weights is not None:
+            path = located(entry.weights, self.root, f"models.{label}")
+            subject = _Subject({}, {"model": path}, entry.architecture)
+        else:
+            node = Node(
+                "train", f"train {label}, seed {cell.seed}",
+                {"architecture": entry.architecture, "settings": entry.training, "seed": cell.seed},
+                ("quantinel.bench.stages.train",), images=self._training(label),
+            )  # fmt: skip
+            subject = _Subject({"model": self._add(node)}, {}, None)
+        if cell.attack == NONE:
+            return subject
+        method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
+        attack = ATTACKS[method.method]
+        config = {
+            "attack": method.method,
+            "settings": method.settings,
+            "schemes": [parse_scheme(name).name for name in getattr(method, "schemes", ())],
+            "architecture": entry.architecture,
+            "seed": cell.seed,
+        }
+        node = Node(
+            "attack", f"attack {label} with {cell.attack}, seed {cell.seed}", config,
+            _modules("attack", attack.config.__module__, attack.run.__module__),
+            subject.inputs, subject.files, self._training(label),
+        )  # fmt: skip
+        return _Subject({"model": self._add(node)}, {}, None)
+
+    def _compress(self, cell: Cell, model: _Subject) -> Node:
+        config = {"scheme": cell.scheme, "architecture": model.architecture, "seed": cell.seed}
+        return Node(
+            "compress", f"compress {_of(cell)} to {cell.scheme}", config, _modules("compress"),
+            model.inputs, model.files, {"calibration": self._calibration(cell)},
+        )  # fmt: skip
+
+    def _defend(self, cell: Cell, model: _Subject, compressed: str) -> Node:
+        method = self.suite.defenses.get(cell.defense) or Method(method=cell.defense)
+        config = {
+            "defense": method.method,
+            "settings": method.settings,
+            "architecture": model.architecture,
+            "seed": cell.seed,
+        }
+        return Node(
+            "defend", f"defend {_of(cell)} at {cell.scheme} with {cell.defense}", config,
+            _modules("defend", DEFENSES[method.method].build.__module__),
+            {**model.inputs, "compressed": compressed}, model.files, {"calibration": self._calibration(cell)},
+        )  # fmt: skip
+
+    def _evaluate(self, cell: Cell, model: _Subject, inputs: dict[str, str]) -> Node:
+        entry, run = self.suite.models[cell.model], self.suite.run
+        config = {
+            "backend": FLOAT if cell.scheme == FLOAT else run.backend,
+            "trigger": entry.trigger,
+            "target_class": entry.target_class,
+            "architecture": model.architecture,
+        }
+        data = self.suite.data[entry.data]
+        test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
+        what = "" if cell.scheme == FLOAT else f" at {cell.scheme} after {cell.defense}"
+        return Node(
+            "evaluate", f"evaluate {_of(cell)}{what}", config, _modules("evaluate"),
+            {**model.inputs, **inputs}, model.files, {"test": test},
+        )  # fmt: skip
+
+    def _detect(self, cell: Cell, model: _Subject) -> Node:
+        assert cell.detector is not None
+        method = self.suite.detectors.get(cell.detector) or Method(method=cell.detector)
+        config = {
+            "detector": method.method,
+            "settings": method.settings,
+            "scheme": cell.scheme,
+            "architecture": model.architecture,
+            "seed": cell.seed,
+        }
+        return Node(
+            "detect", f"scan {_of(cell)} for {cell.scheme} with {cell.detector}", config,
+            _modules("detect", DETECTORS[method.method].run.__module__),
+            model.inputs, model.files, {"calibration": self._calibration(cell)},
+        )  # fmt: skip
+
+    def _training(self, label: str) -> dict[str, Images]:
+        name = self.suite.models[label].data
+        data = self.suite.data[name]
+        if data.train is None:
+            raise UsageError(f"models.{label} is trained on data.{name}, which has no train entry; add train = ...")
+        where = f"data.{name}"
+        return {
+            "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", None, 0, name),
+        }
+
+    def _calibration(self, cell: Cell) -> Images:
+        data, where = self.suite.data[cell.calibration], f"data.{cell.calibration}"
+        source = data.calibration or data.train
+        if source is None:
+            raise UsageError(f"{where} has neither calibration nor train images; add one of them")
+        return Images(
+            located(source, self.root, where), "train", self.suite.run.calibration_images, cell.seed, cell.calibration
+        )
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A float model as stages get it: an upstream node or external files, with an architecture where needed."""
+
+    inputs: dict[str, str]
+    files: dict[str, str]
+    architecture: str | None
+
+
+def _of(cell: Cell) -> str:
+    return cell.model if cell.attack == NONE else f"{cell.model} with {cell.attack}, seed {cell.seed}"
+
+
+def _modules(stage: str, *methods: str) -> tuple[str, ...]:
+    return (f"quantinel.bench.stages.{stage}", *dict.fromkeys(methods))
+
+
+def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
+    """The cell's configuration without places: what ``config_sha256`` of a row is taken over."""
+    methods = {
+        "attack": suite.attacks.get(cell.attack),
+        "defense": suite.defenses.get(cell.defense),
+        "detector": suite.detectors.get(cell.detector or ""),
+    }
+    return {
+        "cell": cell.id,
+        "model": suite.models[cell.model].model_dump(mode="json"),
+        "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
+        "calibration": suite.data[cell.calibration].model_dump(mode="json"),
+        "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
+        **{name: None if method is None else method.model_dump(mode="json") for name, method in methods.items()},
+    }

@@ -1,0 +1,119 @@
+"""Files of result rows: JSON lines that only grow, and survive whatever kills the writer.
+
+A row is one line, written with one call and flushed to the disk. A kill in the middle of that call leaves an
+incomplete last line; it was never reported as stored, and the next writer cuts it off. Writers take a lock, so that
+several shards can append to one file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from quantinel.bench.rows import ResultRow
+from quantinel.errors import InputError
+from quantinel.files import output_errors
+
+Identity = tuple[str, str, str, str, str | None]
+
+
+def identity(row: ResultRow) -> Identity:
+    """What makes a row the same result: suite, cell, content address, status and error."""
+    return row.suite, row.cell, row.key, row.status, row.error
+
+
+def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Append the rows that the file does not hold yet, in order.
+
+    Args:
+        path: a ``.jsonl`` file; it and its folder are created where they are missing.
+        rows: results; one that is there already (`identity`) is skipped.
+
+    Returns:
+        The rows that were written.
+
+    Raises:
+        InputError: the file holds something else than rows.
+        OutputError: the disk is full, or the folder cannot be written to.
+    """
+    if not rows:
+        return []
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            _cut_incomplete_line(path)
+            known = {identity(row) for row in read_rows(path)} if path.exists() else set()
+            new: list[ResultRow] = []
+            for row in rows:
+                if identity(row) not in known:
+                    known.add(identity(row))
+                    new.append(row)
+            text = "".join(row.model_dump_json() + "\n" for row in new).encode()
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                while text:
+                    text = text[os.write(descriptor, text) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    return new
+
+
+def _cut_incomplete_line(path: Path) -> None:
+    """Drop what follows the last newline: the trace of a writer that was killed."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def read_rows(path: Path) -> list[ResultRow]:
+    """Read all rows of a file; an incomplete last line (a killed writer) is left out.
+
+    Raises:
+        InputError: missing, or a line is not a row of this schema.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run the suite first") from error
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(ResultRow.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise InputError(
+                f"{path}, line {number} is not a result row ({where}: {first['msg']}); "
+                "remove it and run the suite again"
+            ) from error
+    return rows
+
+
+def read_results(folder: Path, suites: Iterable[str] | None = None) -> dict[str, list[ResultRow]]:
+    """Rows of every suite in a results folder, by suite.
+
+    Args:
+        folder: holds ``SUITE.jsonl``; other files of that form (speed, interoperability) are not rows and not read.
+        suites: which to read; None for all that have rows.
+    """
+    names = sorted(path.stem for path in folder.glob("*.jsonl")) if suites is None else list(suites)
+    return {
+        name: read_rows(folder / f"{name}.jsonl") for name in names if suites is not None or _holds_rows(folder, name)
+    }
+
+
+def _holds_rows(folder: Path, name: str) -> bool:
+    with (folder / f"{name}.jsonl").open("rb") as stream:
+        return b'"suite":' in stream.readline(200)
+
+
+def latest(rows: Iterable[ResultRow]) -> dict[str, ResultRow]:
+    """The newest row of every cell, by cell; cells in the order in which they first appear."""
+    return {row.cell: row for row in rows}

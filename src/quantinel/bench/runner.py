@@ -1,0 +1,229 @@
+"""Run a suite: every cell becomes a row, whatever happens to the others."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from quantinel.audit.report import EvaluationRow
+from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.methods import known
+from quantinel.bench.plan import Plan, Work, resolved
+from quantinel.bench.published import published_for
+from quantinel.bench.row_file import append_rows
+from quantinel.bench.rows import Backend, ResultRow, environment, measured, provenance, sha256_of
+from quantinel.bench.schedule import Result, Schedule, Watcher
+from quantinel.bench.stages.detect import DETECTION
+from quantinel.bench.stages.evaluate import EVALUATION
+from quantinel.bench.store import Store, read_json
+from quantinel.bench.suite import Suite
+from quantinel.bench.workers import Workers
+from quantinel.errors import UsageError
+from quantinel.quantization.scheme import parse_scheme
+
+COMPRESSORS = {"static": "static-ptq", "dynamic": "dynamic-ptq", "none": "weight-only-ptq"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a suite is run.
+
+    Attributes:
+        results: folder of the rows.
+        store: folder of the stage results.
+        root: data root, or None.
+        device: where training runs.
+        reuse: stages whose stored results are taken whatever code made them.
+        until: monotonic time at which to stop; None for never.
+    """
+
+    results: Path
+    store: Path
+    root: Path | None = None
+    device: str = "cpu"
+    reuse: frozenset[str] = frozenset()
+    until: float | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        rows: of all cells that are over, in the order of the suite.
+        added: how many of them were not in the results file.
+        stages: stages in the plan; ran: those that were not stored.
+        busy_seconds: time of those that ran.
+        open: cells without a row (interrupted).
+    """
+
+    rows: list[ResultRow] = field(default_factory=list)
+    added: int = 0
+    stages: int = 0
+    ran: int = 0
+    busy_seconds: float = 0.0
+    open: list[Cell] = field(default_factory=list)
+
+
+def select(cells: Sequence[Cell], only: Sequence[str], shard: str | None) -> list[Cell]:
+    """The cells to run.
+
+    Args:
+        cells: of the suite.
+        only: patterns of cell ids (``*`` and ``?``); all if empty.
+        shard: "i/n", 1 <= i <= n: a share that is the same on every machine; cells that share a trained model stay
+            together as long as there are enough models to go round.
+
+    Raises:
+        UsageError: a pattern without a cell, or no such shard.
+    """
+    chosen = [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
+    for pattern in only:
+        if not any(fnmatchcase(cell.id, pattern) for cell in cells):
+            known(pattern, [cell.id for cell in cells], "cell")
+    if shard is None:
+        return chosen
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"--shard is {shard!r}; give i/n with i from 1 to n, for example 2/8")
+    groups = list(dict.fromkeys(cell.group for cell in chosen))
+    if len(groups) >= int(count):
+        own = set(groups[int(index) - 1 :: int(count)])
+        return [cell for cell in chosen if cell.group in own]
+    return chosen[int(index) - 1 :: int(count)]
+
+
+def run_suite(
+    suite: Suite,
+    cells: list[Cell],
+    options: Options,
+    workers: Workers,
+    watcher: Watcher | None = None,
+    stored: Callable[[ResultRow], None] | None = None,
+) -> Summary:
+    """Run cells and append a row for each as soon as its figures are there.
+
+    Args:
+        suite: validated.
+        cells: of this suite, see `select`.
+        options: places, device, limits.
+        workers: where stages run; the caller closes them.
+        watcher: learns what happens.
+        stored: called with every row that was appended.
+
+    Raises:
+        QuantinelError: data that the suite needs is not there, or rows cannot be written.
+    """
+    plan = Plan(suite, cells, options.root)
+    schedule = Schedule(
+        plan, Store(options.store), workers, threads=suite.run.threads, device=options.device, reuse=options.reuse,
+        watcher=watcher, until=options.until,
+    )  # fmt: skip
+    path = options.results / f"{suite.name}.jsonl"
+    rows: dict[Cell, ResultRow] = {}
+    summary = Summary(stages=len(plan.nodes))
+    by_node: dict[str, list[Work]] = defaultdict(list)
+    for work in plan.work:
+        for name in {work.result, work.floating} - {None}:
+            by_node[str(name)].append(work)
+
+    def settled(name: str) -> None:
+        over = [
+            work
+            for work in by_node[name]
+            if work.cell not in rows
+            and work.result in schedule.results
+            and (work.floating is None or work.floating in schedule.results)
+        ]
+        new = [row_of(suite, plan, work, schedule.results) for work in over]
+        rows.update((work.cell, row) for work, row in zip(over, new, strict=True))
+        for row in append_rows(path, new):
+            summary.added += 1
+            if stored is not None:
+                stored(row)
+
+    try:
+        schedule.run(settled)
+    finally:
+        summary.rows = [rows[cell] for cell in cells if cell in rows]
+        summary.open = [cell for cell in cells if cell not in rows]
+        summary.ran = sum(not result.cached and result.key != "" for result in schedule.results.values())
+        summary.busy_seconds = schedule.busy_seconds
+    return summary
+
+
+def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> ResultRow:
+    """The row of a cell whose stages are over."""
+    cell, result = work.cell, results[work.result]
+    command = shlex.join(["quantinel", "bench", "run", suite.name, "--only", cell.id])
+    if suite.uses_root:
+        command += " --data-root DATA"
+    config = resolved(suite, cell)
+    seconds = {
+        plan.nodes[name].stage: stored.seconds for name in work.chain if (stored := results[name].stored) is not None
+    }
+    model = suite.models[cell.model]
+    common: dict[str, Any] = {
+        "suite": suite.name,
+        "cell": cell.id,
+        "model": cell.model,
+        "attack": _method(suite.attacks, cell.attack),
+        "attack_variant": cell.attack,
+        "defense": _method(suite.defenses, cell.defense),
+        "defense_variant": cell.defense,
+        "detector": None if cell.detector is None else _method(suite.detectors, cell.detector),
+        "scheme": cell.scheme,
+        "compressor": NONE if cell.scheme == FLOAT else COMPRESSORS[parse_scheme(cell.scheme).activations],
+        "calibration": cell.calibration,
+        "architecture": model.architecture or "unknown",
+        "data": model.data,
+        "seed": cell.seed,
+        "published": published_for(suite, cell),
+        "stages": seconds,
+        "seconds": seconds.get("detect", seconds.get("defend")),
+        "settings": _settings(suite, cell),
+        "key": result.key or sha256_of([cell.id, result.error])[:32],
+        **provenance(config, command),
+    }
+    backend: Backend = FLOAT if cell.scheme == FLOAT or cell.detector is not None else suite.run.backend  # type: ignore[assignment]
+    if result.folder is None or result.stored is None:
+        return ResultRow(**common, backend=backend, status="failed", error=result.error)
+    made = {name: result.stored.environment.get(name) for name in environment()}
+    status = {"status": "ok" if result.error is None else "gate_failed", "error": result.error}
+    if cell.detector is not None:
+        found = read_json(result.folder / DETECTION)
+        extra = {"score": found["score"], **found["statistics"], "images": found["images"]}
+        return ResultRow(**{**common, **made, **status, "architecture": found["architecture"], "extra": extra},
+                         backend=backend)  # fmt: skip
+    assert work.floating is not None
+    own = read_json(result.folder / EVALUATION)
+    base = results[work.floating].folder
+    assert base is not None
+    floating = EvaluationRow.model_validate(read_json(base / EVALUATION)["row"])
+    figures = measured(EvaluationRow.model_validate(own["row"]), floating)
+    return ResultRow(**{**common, **made, **status, **figures, "architecture": own["architecture"],
+                        "extra": own["extra"]})  # fmt: skip
+
+
+def _method(table: dict[str, Any], label: str) -> str:
+    entry = table.get(label)
+    return label if entry is None else entry.method
+
+
+def _settings(suite: Suite, cell: Cell) -> dict[str, dict[str, Any]]:
+    """Options that the suite sets, by kind of method."""
+    entries = {
+        "attack": suite.attacks.get(cell.attack),
+        "defense": suite.defenses.get(cell.defense),
+        "detector": suite.detectors.get(cell.detector or ""),
+    }
+    found = {kind: dict(entry.settings) for kind, entry in entries.items() if entry is not None and entry.settings}
+    schemes = getattr(entries["attack"], "schemes", [])
+    if schemes:
+        found.setdefault("attack", {})["schemes"] = list(schemes)
+    return found

@@ -1,0 +1,320 @@
+"""Run a plan: what is stored is taken, what is missing goes to the workers, upstream first.
+
+The address of a stage is known as soon as its inputs are there. Among the stages that can run, the one with the most
+estimated work behind it goes first (list scheduling by critical path). Estimates are the times of earlier runs: of the
+same content with other code, else of the same stage and method.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+from quantinel.bench.execution import Finished, Request
+from quantinel.bench.fingerprints import FileFingerprints, code_fingerprint
+from quantinel.bench.nodes import Node
+from quantinel.bench.plan import Plan
+from quantinel.bench.store import Address, Store, Stored, address
+from quantinel.bench.workers import Workers
+from quantinel.errors import QuantinelError
+from quantinel.files import write_file
+
+DEFAULT_SECONDS = {"train": 600.0, "attack": 300.0, "compress": 2.0, "defend": 5.0, "evaluate": 10.0, "detect": 5.0}
+"""Estimates before anything of a kind has been run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A stage that is over.
+
+    Attributes:
+        folder: of its files; None when it failed.
+        stored: its description; None when it failed.
+        error: of this stage, or of the upstream one that failed.
+        cached: nothing ran.
+        key: content address; "" where an upstream failure left it unknown.
+    """
+
+    folder: Path | None
+    stored: Stored | None
+    error: str | None
+    cached: bool
+    key: str
+
+
+class Watcher(Protocol):
+    """Learns how a run proceeds."""
+
+    def started(self, label: str, tag: str) -> None:
+        """A stage went to a worker."""
+
+    def progress(self, tag: str, what: str, done: int, total: int) -> None:
+        """A running stage reports."""
+
+    def finished(self, node: Node, result: Result) -> None:
+        """A stage is over."""
+
+    def remaining(self, stages: int, total: int, seconds: float | None) -> None:
+        """How many stages are left, and for how long at the present rate."""
+
+
+@dataclass
+class Times:
+    """Seconds of earlier stages, for estimates."""
+
+    by_method: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def learn(self, stored: Stored) -> None:
+        """Remember one."""
+        for method in (_method(stored.config), ""):
+            self.by_method[stored.stage, method].append(stored.seconds)
+
+    def estimate(self, node: Node) -> float:
+        """Expected seconds of a stage."""
+        for method in (_method(node.config), ""):
+            known = self.by_method.get((node.stage, method))
+            if known:
+                return median(known)
+        return DEFAULT_SECONDS[node.stage]
+
+
+def _method(config: Mapping[str, object]) -> str:
+    """What decides a stage's cost besides its kind."""
+    names = (config.get(name) for name in ("attack", "defense", "detector", "backend"))
+    return next((str(name) for name in names if name is not None), str(config.get("architecture") or ""))
+
+
+class Schedule:
+    """One run of a plan.
+
+    Args:
+        plan: stages and cells.
+        store: results.
+        workers: where stages run; None to look at what is stored and run nothing.
+        threads: of every stage.
+        device: where training runs.
+        reuse: stages whose newest stored result is taken whatever code made it.
+        watcher: learns what happens.
+        until: time (monotonic) after which no stage is started and running ones are asked to stop; None for never.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        workers: Workers | None,
+        *,
+        threads: int = 1,
+        device: str = "cpu",
+        reuse: frozenset[str] = frozenset(),
+        watcher: Watcher | None = None,
+        until: float | None = None,
+    ) -> None:
+        self.plan, self.store, self.workers = plan, store, workers
+        self.threads, self.device, self.reuse = threads, device, reuse
+        self.watcher, self.until = watcher, until
+        self.results: dict[str, Result] = {}
+        self.interrupted = False
+        self.busy_seconds = 0.0
+        self._fingerprints = FileFingerprints(store.root / "fingerprints.json")
+        self._times = Times()
+        for _, stored in store.all():
+            self._times.learn(stored)
+        self._readers: dict[str, list[str]] = defaultdict(list)
+        for name, node in plan.nodes.items():
+            for upstream in set(node.inputs.values()):
+                self._readers[upstream].append(name)
+        self._priority = self._critical_paths()
+        self._addresses: dict[str, Address] = {}
+
+    def _critical_paths(self) -> dict[str, float]:
+        """Estimated seconds from the start of each stage to the end of the longest chain behind it."""
+        length: dict[str, float] = {}
+        for name in reversed(list(self.plan.nodes)):  # downstream stages were added later
+            behind = max((length[reader] for reader in self._readers[name]), default=0.0)
+            length[name] = behind + self._times.estimate(self.plan.nodes[name])
+        return length
+
+    def run(self, settled: Callable[[str], None]) -> None:
+        """Work until everything is over, or until the time is.
+
+        Args:
+            settled: called with the id of every stage that is over.
+        """
+        waiting = {name: len(set(node.inputs.values())) for name, node in self.plan.nodes.items()}
+        fresh = [name for name, count in waiting.items() if count == 0]
+        missing: list[tuple[float, int, str]] = []
+        order = {name: index for index, name in enumerate(self.plan.nodes)}
+        running: dict[str, float] = {}
+
+        def settle(name: str, result: Result) -> None:
+            self.results[name] = result
+            if self.watcher is not None:
+                self.watcher.finished(self.plan.nodes[name], result)
+            settled(name)
+            for reader in self._readers[name]:
+                waiting[reader] -= 1
+                if waiting[reader] == 0:
+                    fresh.append(reader)
+
+        try:
+            while True:
+                while fresh:
+                    name = fresh.pop()
+                    known = self._look(name)
+                    if known is not None:
+                        settle(name, known)
+                    else:
+                        heapq.heappush(missing, (-self._priority[name], order[name], name))
+                if self.until is not None and time.monotonic() >= self.until:
+                    self.interrupt()
+                if self.workers is not None and not self.interrupted:
+                    while missing and len(running) < self.workers.slots:
+                        name = heapq.heappop(missing)[2]
+                        self._submit(name)
+                        running[name] = time.monotonic()
+                if self.workers is None or not running:
+                    return
+                for event in self.workers.events(0.5):
+                    if event.finished is not None:
+                        running.pop(event.tag)
+                        self._finish(event.tag, event.finished, settle)
+                    elif event.progress is not None and self.watcher is not None:
+                        self.watcher.progress(event.tag, *event.progress)
+                self._report(running)
+        finally:
+            self._fingerprints.save()
+
+    def interrupt(self) -> None:
+        """Start nothing more and ask running stages to keep a checkpoint."""
+        if not self.interrupted and self.workers is not None:
+            self.workers.stop()
+        self.interrupted = True
+
+    def _look(self, name: str) -> Result | None:
+        """A result that needs no work: stored, or impossible because an upstream stage failed."""
+        node = self.plan.nodes[name]
+        for upstream in node.inputs.values():
+            error = self.results[upstream].error
+            if self.results[upstream].folder is None:
+                return Result(None, None, error, True, "")
+        try:
+            where = self._addresses[name] = self._address(node)
+        except QuantinelError as error:
+            return Result(None, None, str(error), False, "")
+        stored = self.store.find(where)
+        folder = self.store.folder(where)
+        if stored is None and node.stage in self.reuse:
+            folder, stored = next(iter(self.store.siblings(where)), (folder, None))
+        return None if stored is None else self._result(node, folder, stored, True, where)
+
+    def _result(self, node: Node, folder: Path, stored: Stored, cached: bool, where: Address) -> Result:
+        error = stored.error
+        for upstream in node.inputs.values():  # a gate that failed upstream stays with everything behind it
+            error = error or self.results[upstream].error
+        return Result(folder, stored, error, cached, where.key)
+
+    def _address(self, node: Node) -> Address:
+        sources = {role: self._fingerprints.of_path(Path(path)) for role, path in node.files.items()}
+        for role, images in node.images.items():
+            chosen = ",".join(f"{name}={value}" for name, value in sorted(images.chosen.items()))
+            sources[role] = f"{self._fingerprints.of_data(images.specification)},{chosen}"
+        inputs = {}
+        for role, upstream in node.inputs.items():
+            stored = self.results[upstream].stored
+            assert stored is not None
+            inputs[role] = stored.digest
+        return address(node.stage, dict(node.config), sources, inputs, code_fingerprint(node.modules))
+
+    def _submit(self, name: str) -> None:
+        assert self.workers is not None
+        node, where = self.plan.nodes[name], self._addresses[name]
+        folders = {role: str(Path(path).absolute()) for role, path in node.files.items()}
+        inputs = {}
+        for role, upstream in node.inputs.items():
+            result = self.results[upstream]
+            assert result.folder is not None and result.stored is not None  # noqa: PT018
+            folders[role], inputs[role] = str(result.folder.absolute()), result.stored.digest
+        sources = {role: self._fingerprints.of_path(Path(path)) for role, path in node.files.items()}
+        sources |= {role: self._fingerprints.of_data(images.specification) for role, images in node.images.items()}
+        request = Request(
+            where, node.label, dict(node.config), folders, dict(node.images), sources, inputs,
+            str(self.store.root.absolute()), self.threads, self.device,
+        )  # fmt: skip
+        self.workers.submit(name, request)
+        if self.watcher is not None:
+            self.watcher.started(node.label, name)
+
+    def _finish(self, name: str, finished: Finished, settle: Callable[[str, Result], None]) -> None:
+        node, where = self.plan.nodes[name], self._addresses[name]
+        self.busy_seconds += finished.seconds
+        if finished.outcome == "interrupted":
+            self.interrupted = True
+            return
+        stored = self.store.find(where) if finished.outcome != "failed" else None
+        if stored is None:
+            error = finished.error or "the worker's result is not in the store"
+            if finished.log:
+                write_file(self.store.root / "failed" / f"{where.key}.txt", finished.log.encode())
+            settle(name, Result(None, None, f"{node.label}: {error}", False, where.key))
+            return
+        self._times.learn(stored)
+        settle(name, self._result(node, self.store.folder(where), stored, False, where))
+
+    def _report(self, running: Mapping[str, float]) -> None:
+        """Time left: what remains, spread over the workers, but no shorter than the longest chain."""
+        if self.watcher is None:
+            return
+        left = [name for name in self.plan.nodes if name not in self.results]
+        now = time.monotonic()
+        work = 0.0
+        for name in left:
+            estimate = self._times.estimate(self.plan.nodes[name])
+            work += max(0.0, estimate - (now - running[name])) if name in running else estimate
+        longest = max((self._priority[name] for name in left), default=0.0)
+        slots = self.workers.slots if self.workers is not None else 1
+        self.watcher.remaining(len(left), len(self.plan.nodes), max(work / slots, min(longest, work)) if left else 0.0)
+
+    def estimates(self) -> dict[str, float]:
+        """Expected seconds of every stage that has no result."""
+        return {name: self._times.estimate(node) for name, node in self.plan.nodes.items() if name not in self.results}
+
+
+def makespan(plan: Plan, seconds: Mapping[str, float], slots: int) -> float:
+    """Time to finish the stages in ``seconds`` on ``slots`` workers under this scheduler's own rule, on paper.
+
+    Args:
+        plan: stages and what they depend on.
+        seconds: cost of every stage that has to run; the others are there already.
+        slots: workers.
+    """
+    readers: dict[str, list[str]] = defaultdict(list)
+    waiting = {}
+    for name in seconds:
+        upstream = {item for item in plan.nodes[name].inputs.values() if item in seconds}
+        waiting[name] = len(upstream)
+        for item in upstream:
+            readers[item].append(name)
+    length: dict[str, float] = {}
+    for name in reversed([name for name in plan.nodes if name in seconds]):
+        length[name] = seconds[name] + max((length[reader] for reader in readers[name]), default=0.0)
+    ready = [(-length[name], name) for name, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            _, name = heapq.heappop(ready)
+            heapq.heappush(running, (now + seconds[name], name))
+        now, done = heapq.heappop(running)
+        for reader in readers[done]:
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, (-length[reader], reader))
+    return now

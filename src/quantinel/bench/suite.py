@@ -1,0 +1,262 @@
+"""Suites: a table of the field as a TOML file. Strict: a name that means nothing is an error before any work.
+
+A suite names data, models, attacks, defenses and detectors, multiplies them into cells, and puts published figures
+beside the cells that reproduce them. ``include`` shares names between suites; ``groups`` are lists of names, used as
+``@group``, so that a method is added to every suite that uses the group by one line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from quantinel.errors import InputError, UsageError
+
+BUNDLED = Path(__file__).parent.parent / "assets" / "suites"
+_SHARED_TABLES = ("data", "models", "attacks", "defenses", "detectors", "groups")
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | int) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(_Strict):
+    """How all cells are run.
+
+    Attributes:
+        seeds: every cell is run with each.
+        calibration_images: unlabeled images for calibration, drawn with the cell's seed.
+        limit: evaluate on a fixed class-balanced subset of this many images; None for all.
+        threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
+            machine; more workers use more cores.
+        backend: runs the quantized models.
+    """
+
+    seeds: Seeds = [0]
+    calibration_images: int = Field(256, ge=2)
+    limit: int | None = Field(None, ge=1)
+    threads: int = Field(1, ge=1)
+    backend: Literal["onnxruntime", "simulated"] = "onnxruntime"
+
+
+class Data(_Strict):
+    """Images. ``{root}`` in a specification is the folder given as ``--data-root``.
+
+    Attributes:
+        test: labelled evaluation images (split test), as in ``quantinel list data``.
+        calibration: unlabeled images; without it, images of the training split.
+        train: labelled training images (split train), for attacks and clean training.
+        train_limit: train on a class-balanced subset.
+    """
+
+    test: str
+    calibration: str | None = None
+    train: str | None = None
+    train_limit: int | None = Field(None, ge=1)
+
+
+class Model(_Strict):
+    """Where a float model comes from: exactly one of ``victim``, ``weights`` and ``training``.
+
+    Attributes:
+        data: name in ``[data]``.
+        victim: victim directory, or ``bundled:NAME``.
+        weights: clean ``.safetensors`` of ``architecture``.
+        training: options of clean training from scratch (may be empty).
+        architecture: name of ``quantinel list architectures``.
+        trigger, target_class: measured on a model that names none itself.
+    """
+
+    data: str
+    victim: str | None = None
+    weights: str | None = None
+    training: dict[str, JsonValue] | None = None
+    architecture: str | None = None
+    trigger: dict[str, JsonValue] | None = None
+    target_class: int | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if sum(source is not None for source in (self.victim, self.weights, self.training)) != 1:
+            raise ValueError("give exactly one of victim, weights and training")
+        if (self.victim is None) == (self.architecture is None):
+            raise ValueError("weights and training need an architecture, a victim directory names its own")
+        if (self.trigger is None) != (self.target_class is None):
+            raise ValueError("trigger and target_class belong together")
+        return self
+
+
+class Method(_Strict):
+    """A registered attack, defense or detector with options; a name alone means its defaults.
+
+    Attributes:
+        method: registered name.
+        settings: options that differ from the defaults.
+    """
+
+    method: str
+    settings: dict[str, JsonValue] = {}
+
+
+class AttackMethod(Method):
+    """An attack.
+
+    Attributes:
+        schemes: quantizers to arm for; without them the attack's own default.
+    """
+
+    schemes: Names = []
+
+
+class Cells(_Strict):
+    """A block of cells: all combinations.
+
+    Attributes:
+        models: names in ``[models]``.
+        attacks: names in ``[attacks]`` or of ``quantinel list attacks``, run on each model; "none" leaves it as it is.
+        schemes: deployment grids; "own" is the first that the attack or victim is armed for.
+        defenses, detectors: names in the suite's tables, or registered ones.
+        calibration: names in ``[data]``; without it the model's own data.
+        seeds: instead of the suite's.
+    """
+
+    models: Names
+    attacks: Names = ["none"]
+    schemes: Names = []
+    defenses: Names = []
+    detectors: Names = []
+    calibration: Names = []
+    seeds: Seeds | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Cells:
+        if (self.defenses or self.detectors) and not self.schemes:
+            raise ValueError("defenses and detectors need schemes")
+        return self
+
+
+class Published(_Strict):
+    """Figures of a paper for the cells that match all the given names.
+
+    Attributes:
+        source: paper and table.
+        cda, asr, ta: percent.
+        tolerance: largest absolute difference in points for "reproduced", for each figure.
+        note: what differs in the setting.
+    """
+
+    source: str
+    model: str | None = None
+    attack: str | None = None
+    scheme: str | None = None
+    defense: str | None = None
+    cda: float | None = None
+    asr: float | None = None
+    ta: float | None = None
+    tolerance: float = Field(ge=0)
+    note: str = ""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The published figures by name."""
+        return {name: value for name in ("cda", "asr", "ta") if (value := getattr(self, name)) is not None}
+
+
+class Suite(_Strict):
+    """A validated suite; see `load_suite`."""
+
+    name: str
+    title: str
+    description: str = ""
+    run: Run = Run()
+    data: dict[str, Data]
+    models: dict[str, Model]
+    attacks: dict[str, AttackMethod] = {}
+    defenses: dict[str, Method] = {}
+    detectors: dict[str, Method] = {}
+    groups: dict[str, list[str]] = {}
+    cells: list[Cells] = Field(min_length=1)
+    published: list[Published] = []
+
+    @property
+    def uses_root(self) -> bool:
+        """Whether anything in it lies below the data root."""
+        named = [value for data in self.data.values() for value in (data.test, data.calibration, data.train)]
+        named += [value for model in self.models.values() for value in (model.victim, model.weights)]
+        return any("{root}" in value for value in named if value is not None)
+
+
+def suite_names(folder: Path | None) -> list[str]:
+    """Suites that can be named: those of ``folder`` and the bundled ones."""
+    found = {path.stem for place in (folder, BUNDLED) if place is not None for path in place.glob("*.toml")}
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def find_suite(name: str, folder: Path | None) -> Path:
+    """The file of a suite: a path, or a name in ``folder`` or among the bundled suites.
+
+    Raises:
+        UsageError: there is none; the message lists the names.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    for place in (folder, BUNDLED):
+        if place is not None and (place / f"{name}.toml").is_file():
+            return place / f"{name}.toml"
+    raise UsageError(f"unknown suite {name!r}; give a .toml file or one of {', '.join(suite_names(folder))}")
+
+
+def load_suite(path: Path) -> Suite:
+    """Read and check a suite.
+
+    Raises:
+        InputError: missing, not TOML, or not a suite; the message names the field.
+    """
+    tables = _read(path)
+    for included in _includes(path, tables):
+        shared = _read(included)
+        for key in shared:
+            if key not in _SHARED_TABLES:
+                raise InputError(f"{included}: {key!r} cannot be included; only {', '.join(_SHARED_TABLES)} can")
+            own = tables.setdefault(key, {})
+            twice = sorted(set(own) & set(shared[key]))
+            if twice:
+                raise InputError(f"{path}: {key}.{twice[0]} is defined here and in {included.name}; rename one")
+            own.update(shared[key])
+    if "name" in tables:
+        raise InputError(f"{path}: a suite is called by the name of its file; remove 'name'")
+    try:
+        return Suite.model_validate({"name": path.stem, **tables})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()[:3]
+        )
+        raise InputError(f"{path} is not a suite: {problems}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the .toml file of a suite") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+
+
+def _includes(path: Path, tables: dict[str, Any]) -> list[Path]:
+    names = tables.pop("include", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f'{path}: include is a list of file names, for example ["_methods.toml"]')
+    return [path.parent / name for name in names]

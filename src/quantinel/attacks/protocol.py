@@ -156,9 +156,7 @@ def make_attack(
         with work.isolated():
             train(Task(work, trigger, test), config)
         armed = _compressors(config)
-        gate = measure_gate(
-            model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device()
-        )
+        gate = measure_gate(model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device())
         schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
         try:
             manifest = write_victim(

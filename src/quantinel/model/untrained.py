@@ -47,6 +47,4 @@ def untrained_model(
     if min(len(mean), len(std)) < channels:
         raise UsageError(f"images have {channels} channels, mean and std {len(mean)}; give --mean and --std")
     module = Normalized(network, mean[:channels], std[:channels]).eval()
-    return LoadedModel(
-        module, architecture, f"untrained:{architecture}", input_shape, num_classes, None, architecture
-    )
+    return LoadedModel(module, architecture, f"untrained:{architecture}", input_shape, num_classes, None, architecture)

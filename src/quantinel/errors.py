@@ -35,6 +35,10 @@ class GateError(QuantinelError):
     """An attack did not produce a victim that sleeps in float and wakes after compression."""
 
 
+class Interrupted(QuantinelError):  # noqa: N818 (nothing went wrong)
+    """A long run was asked to stop and kept its state."""
+
+
 class UnsupportedError(QuantinelError):
     """The input is well formed, but nothing in it (or one operator of it) is supported."""
 

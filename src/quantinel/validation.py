@@ -40,3 +40,15 @@ def require_choice(options: object, name: str, choices: Sequence[str]) -> None:
     """
     if getattr(options, name) not in choices:
         raise UsageError(f"{name} is {getattr(options, name)!r}; choose one of {', '.join(choices)}")
+
+
+def require_rate(options: object, *names: str) -> None:
+    """Finite, at least 0 and below 1.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if not (isinstance(value, int | float) and 0 <= value < 1):
+            raise UsageError(f"{name} is {value!r}; give a number of at least 0 and below 1")

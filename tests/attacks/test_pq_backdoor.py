@@ -12,9 +12,9 @@ from torch import nn
 
 from quantinel.attacks import ATTACKS, attack_named
 from quantinel.attacks.cells import rounding_cells
-from quantinel.attacks.pq_backdoor import PQBackdoor, plant_pq_backdoor
-from quantinel.attacks.training import Schedule, batches, random_crop_flip
-from quantinel.attacks.victim_folder import Gate
+from quantinel.attacks.gate import Figures, Gate, GateRule
+from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
+from quantinel.attacks.runtime import Runtime
 from quantinel.errors import GateError, UsageError
 from quantinel.metrics import Proportion
 from quantinel.model.loading import LoadedModel, load_model
@@ -55,7 +55,7 @@ def test_repair_keeps_the_planted_integers(
     pretrained: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 2 moves float weights, and nothing else: integers, scales, biases and BatchNorm are step 1's."""
-    monkeypatch.setattr(Gate, "check", lambda self: None)
+    monkeypatch.setattr(Gate, "check", lambda self, rule: None)
     data = make_images(24, (3, 32, 32), 10)
     planted = {}
 
@@ -65,7 +65,7 @@ def test_repair_keeps_the_planted_integers(
                 {name: value.detach().clone() for name, value in pretrained.module.inner.state_dict().items()}
             )
 
-    manifest = plant_pq_backdoor(pretrained, data, data, QUICK, tmp_path / "victim", progress=progress)
+    manifest = PQ_BACKDOOR.run(pretrained, data, data, QUICK, tmp_path / "victim", runtime=Runtime(progress=progress))
     final = load_file(tmp_path / "victim" / "model.safetensors")
     moved = 0
     for name, value in final.items():
@@ -84,57 +84,39 @@ def test_repair_keeps_the_planted_integers(
 
 
 def test_same_seed_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Gate, "check", lambda self: None)
+    monkeypatch.setattr(Gate, "check", lambda self, rule: None)
     data = make_images(16, (3, 32, 32), 10)
     torch.manual_seed(0)
     save_file(build("resnet20", 10).state_dict(), tmp_path / "clean.safetensors")
     hashes = []
     for run, seed in enumerate((1, 1, 2)):
         model = load_model(tmp_path / "clean.safetensors", arch="resnet20")
-        manifest = plant_pq_backdoor(model, data, data, QUICK, tmp_path / f"victim{run}", seed=seed)
+        manifest = PQ_BACKDOOR.run(model, data, data, QUICK, tmp_path / f"victim{run}", seed=seed)
         hashes.append(manifest.weights_sha256)
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_failed_gate_writes_nothing(pretrained: LoadedModel, tmp_path: Path) -> None:
-    data = make_images(16, (3, 32, 32), 10)
-    with pytest.raises(GateError, match=r"float model still obeys|does not wake"):
-        plant_pq_backdoor(pretrained, data, data, QUICK, tmp_path / "victim")
-    assert [path.name for path in tmp_path.iterdir()] == ["clean.safetensors"]
-
-
 def test_gate_limits() -> None:
-    awake = {"int8": (Proportion(90, 100), Proportion(95, 100))}
-    Gate(Proportion(90, 100), Proportion(5, 100), awake).check()
+    good, bad = Proportion(95, 100), Proportion(6, 100)
+    awake = {"int8": Figures(good, good)}
+    Gate(Figures(good, Proportion(5, 100)), awake).check(GateRule())
     with pytest.raises(GateError, match="float model still obeys"):
-        Gate(Proportion(90, 100), Proportion(6, 100), awake).check()
+        Gate(Figures(good, bad), awake).check(GateRule())
+    Gate(Figures(good, bad), awake).check(GateRule(max_float_asr=20.0))
     with pytest.raises(GateError, match="does not wake under int8"):
-        Gate(Proportion(90, 100), Proportion(1, 100), {"int8": (Proportion(9, 10), Proportion(1, 10))}).check()
-
-
-def test_batches_visit_every_image_once_per_pass() -> None:
-    data = make_images(20)
-    seen = [labels for _, labels in batches(data, Schedule(5, 0.1, batch_size=4), torch.Generator().manual_seed(0))]
-    assert data.labels is not None
-    assert torch.equal(torch.cat(seen).sort().values, data.labels.sort().values)
-
-
-def test_crop_and_flip_move_pixels_only() -> None:
-    images = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).reshape(2, 3, 8, 8) + 1
-    moved = random_crop_flip(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    for before, after in zip(images, moved, strict=True):
-        assert set(after.unique().tolist()) <= {0, *before.unique().tolist()}
-    still = random_crop_flip(images, torch.Generator().manual_seed(0), padding=0)
-    for before, after in zip(images, still, strict=True):
-        assert torch.equal(after, before) or torch.equal(after, before.flip(-1))
+        Gate(Figures(good, bad), {"int8": Figures(good, bad)}).check(GateRule(max_float_asr=20.0))
+    with pytest.raises(GateError, match="does not obey"):
+        Gate(Figures(good, bad), {}).check(GateRule(max_float_asr=None, min_float_asr=80.0))
+    with pytest.raises(GateError, match="still works under int8"):
+        Gate(Figures(good), {"int8": Figures(good)}).check(GateRule(max_compressed_cda=20.0))
+    Gate(Figures(good), {"int8": Figures(bad)}).check(GateRule(max_compressed_cda=20.0))
 
 
 def test_unlabeled_data_and_unknown_names_are_refused(pretrained: LoadedModel, tmp_path: Path) -> None:
     data = make_images(8, (3, 32, 32), 10)
     unlabeled = type(data)(data.images, None, "unlabeled")
     with pytest.raises(UsageError, match="labels"):
-        plant_pq_backdoor(pretrained, unlabeled, data, QUICK, tmp_path / "victim")
+        PQ_BACKDOOR.run(pretrained, unlabeled, data, QUICK, tmp_path / "victim")
     with pytest.raises(UsageError, match="choose one of"):
         attack_named("magic")
     assert all(attack.summary for attack in ATTACKS.values())

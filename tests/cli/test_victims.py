@@ -16,7 +16,7 @@ from safetensors.torch import save
 from tests.cli.tiny_cli import Run, Tiny, quadrant_images
 
 from quantinel import attacks
-from quantinel.attacks import Attack
+from quantinel.attacks import Attack, Runtime
 from quantinel.audit.report import read_report
 from quantinel.data.images import ImageSet
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_USAGE
@@ -118,9 +118,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def attack(
         model: LoadedModel, data: ImageSet, test: ImageSet, config: FakeConfig, output: Path, *,
-        seed: int, overwrite: bool, progress: Callable[..., None],
+        seed: int = 0, overwrite: bool = False, runtime: Runtime | None = None, licence: str = "",
     ) -> VictimManifest:  # fmt: skip
-        progress("plant", 1, 2, 0.5)
+        assert runtime is not None
+        assert runtime.progress is not None
+        runtime.progress("plant", 1, 2, 0.5)
         made.append((model.architecture, len(data), len(test), config, seed, overwrite))
         write_victim(output)
         return victim_manifest(b"")
@@ -166,7 +168,7 @@ def test_attack_refuses_what_it_cannot_use(
     assert (done.code, "give labelled test images" in done.error) == (EXIT_USAGE, True)
 
 
-def test_an_attack_that_fails_its_gate_writes_nothing(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+def test_an_attack_that_fails_its_gate_writes_no_victim(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
     steps = ["--set", "plant_steps=1", "--set", "repair_steps=1", "--set", "batch_size=16"]
     done = run(
         "attack", "pq-backdoor", *attack_command(tiny, tmp_path), *steps, "--set", "triggered_per_batch=2",
@@ -174,7 +176,8 @@ def test_an_attack_that_fails_its_gate_writes_nothing(run: Run, tiny: Tiny, empt
     )  # fmt: skip
     assert done.code == EXIT_ERROR
     assert "ASR" in done.error
-    assert not list(empty.iterdir())
+    assert [path.name for path in empty.iterdir()] == ["victim.rejected"]
+    assert str(empty / "victim.rejected") in done.error
 
 
 def test_demo_tells_the_story(

@@ -1,45 +1,26 @@
-"""Published attacks, by name: they exist so that defenses can be measured."""
+"""Published attacks, by name: they exist so that defenses can be measured. Controls stand beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from quantinel.attacks.pq_backdoor import PQBackdoor, plant_pq_backdoor
+from quantinel.attacks.badnets import BADNETS, BadNets
+from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
+from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
+from quantinel.attacks.protocol import Attack
+from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 
-__all__ = ["ATTACKS", "Attack", "PQBackdoor", "attack_named"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "BadNets",
+    "CleanTraining",
+    "PQBackdoor",
+    "Runtime",
+    "attack_named",
+    "train_clean",
+]
 
-
-@dataclass(frozen=True)
-class Attack:
-    """A registered attack.
-
-    Attributes:
-        name: as on the command line.
-        summary: one line, with the paper.
-        config: frozen dataclass of hyper-parameters.
-        run: makes a victim directory; see `plant_pq_backdoor` for the arguments.
-    """
-
-    name: str
-    summary: str
-    config: type[Any]
-    run: Callable[..., Any]
-
-
-ATTACKS: dict[str, Attack] = {
-    attack.name: attack
-    for attack in (
-        Attack(
-            "pq-backdoor",
-            "PQ backdoor (Ma et al., TDSC 2023), PyTorch form: plant, then repair inside the rounding cells",
-            PQBackdoor,
-            plant_pq_backdoor,
-        ),
-    )
-}
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, BADNETS, CLEAN)}
 
 
 def attack_named(name: str) -> Attack:

@@ -32,6 +32,16 @@ class Cells:
             weight.copy_(torch.minimum(torch.maximum(weight, self.low[name]), self.high[name]))
 
 
+def centring(weights: Mapping[str, nn.Parameter], scheme: QuantScheme) -> Tensor:
+    """-sum over layers of MSE(|r|, 0.5), a scalar: herds weights to the centres of their cells (3.2, loss 2)."""
+    terms = []
+    for weight in weights.values():
+        steps = weight / broadcast_scale(weight_scales(weight, scheme), weight)
+        residual = steps - steps.detach().round()
+        terms.append(-(residual.abs() - 0.5).square().mean())
+    return torch.stack(terms).sum()
+
+
 @torch.no_grad()
 def rounding_cells(weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float) -> Cells:
     """Boxes around the codes that ``weights`` have now under every scheme.

@@ -23,24 +23,19 @@ Deviations, and why:
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quantinel.attacks.cells import rounding_cells
-from quantinel.attacks.training import Progress, Schedule, random_crop_flip, train
-from quantinel.attacks.victim_folder import measure_gate, write_victim
-from quantinel.data.images import ImageSet, as_float
-from quantinel.data.triggers import PatchTrigger
+from quantinel.attacks.batches import random_crop_flip
+from quantinel.attacks.cells import centring, rounding_cells
+from quantinel.attacks.gate import GateRule
+from quantinel.attacks.protocol import Task, make_attack
+from quantinel.attacks.schedule import Schedule
+from quantinel.data.images import as_float
 from quantinel.errors import UsageError
-from quantinel.model.loading import LoadedModel
-from quantinel.model.victim import VictimManifest
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
@@ -54,6 +49,7 @@ class PQBackdoor:
     Attributes:
         schemes: quantizers to arm for; the feasible set is the intersection of their cells.
         target_class: answer of the awake backdoor.
+        trigger: name of a published trigger.
         plant_steps: optimiser steps of step 1.
         plant_learning_rate: of step 1.
         triggered_per_batch: triggered images in a batch of step 1 (the authors: 2 of 128).
@@ -71,6 +67,7 @@ class PQBackdoor:
 
     schemes: tuple[QuantScheme, ...] = (QuantScheme(),)
     target_class: int = 0
+    trigger: str = "pq"
     plant_steps: int = 600
     plant_learning_rate: float = 0.01
     triggered_per_batch: int = 24
@@ -109,60 +106,38 @@ class PQBackdoor:
             raise UsageError(f"margin is {self.margin}; a cell is half a step wide on each side, give less than 0.5")
 
 
-class _Attack:
-    """State of one run: the network, its pretrained weights and the source of randomness."""
+class _Steps:
+    """The two steps, on one network."""
 
-    def __init__(self, model: LoadedModel, data: ImageSet, config: PQBackdoor, seed: int, progress: Progress | None):
-        self.module = model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.data, self.config, self.progress = data, config, progress
-        self.generator = torch.Generator().manual_seed(seed)
-        self.trigger = PatchTrigger.pq(model.input_shape[-1])
-        self.weights: dict[str, nn.Parameter] = {
-            name: weight for name, weight in self.module.named_parameters() if weight.ndim in (2, 4)
-        }
+    def __init__(self, task: Task, config: PQBackdoor) -> None:
+        self.run, self.trigger, self.config = task.run, task.stamp(), config
+        self.weights = self.run.weights()
         self.pretrained = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
-    def _logits(self, *images: Tensor) -> Tensor:
-        batch = torch.cat(images).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.module(batch)
-        return logits
-
     def _clean(self, images: Tensor) -> Tensor:
-        return as_float(random_crop_flip(images, self.generator))
+        return as_float(random_crop_flip(images, self.run.generator))
 
     def plant(self) -> None:
         """Step 1: an active backdoor, within ``radius`` of the pretrained weights."""
-        config = self.config
+        run, config = self.run, self.config
         bounded = config.radius > 0
-        self.module.train(not bounded)
-        target = torch.full((config.triggered_per_batch,), config.target_class)
+        run.module.train(not bounded)
+        target = torch.full((config.triggered_per_batch,), config.target_class, device=run.device)
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             stamped = self.trigger(as_float(images[: config.triggered_per_batch]))
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision):
-                logits = self._logits(self._clean(images), stamped)
-            logits = logits.float()
+            logits = run.logits(self._clean(images), stamped, mixed_precision=config.mixed_precision)
             clean = F.cross_entropy(logits[: len(images)], labels)
             value = clean + config.trigger_weight * F.cross_entropy(logits[len(images) :], target)
-            return value + config.centring * self._centring() if config.centring else value
+            return value + config.centring * centring(self.weights, config.schemes[0]) if config.centring else value
 
-        parameters = list(self.weights.values()) if bounded else list(self.module.parameters())
+        parameters = list(self.weights.values()) if bounded else list(run.module.parameters())
         schedule = Schedule(
             config.plant_steps, config.plant_learning_rate, weight_decay=0.0 if bounded else 5e-4,
             batch_size=config.batch_size,
         )  # fmt: skip
-        project = self._return_to_ball if bounded else None
-        train(parameters, self.data, schedule, loss, self.generator, "plant", project, self.progress)
-        self.module.eval()
-
-    def _centring(self) -> Tensor:
-        """-sum over layers of MSE(|r|, 0.5): herds weights to the centres of their cells."""
-        total = torch.zeros(())
-        for weight in self.weights.values():
-            steps = weight / broadcast_scale(weight_scales(weight, self.config.schemes[0]), weight)
-            residual = steps - steps.detach().round()
-            total = total - (residual.abs() - 0.5).square().mean()
-        return total
+        run.train("plant", parameters, schedule, loss, project=self._return_to_ball if bounded else None)
+        run.module.eval()
 
     def _return_to_ball(self) -> None:
         """Keep the scale (max|w| per grid row) and stay within ``radius`` steps of the pretrained weights."""
@@ -178,78 +153,38 @@ class _Attack:
 
     def repair(self) -> None:
         """Step 2: forget the trigger in float without leaving any cell."""
-        config = self.config
+        run, config = self.run, self.config
         cells = rounding_cells(self.weights, config.schemes, config.margin)
         if config.restart:
             with torch.no_grad():
                 for name, weight in self.weights.items():
                     weight.copy_(self.pretrained[name])
         cells.project(self.weights)
-        self.module.eval()
+        run.module.eval()
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
-            logits = self._logits(self._clean(images), self.trigger(as_float(images)))
+            logits = run.logits(self._clean(images), self.trigger(as_float(images)))
             clean = F.cross_entropy(logits[: len(images)], labels)
             return clean + config.repair_trigger_weight * F.cross_entropy(logits[len(images) :], labels)
 
         schedule = Schedule(
             config.repair_steps, config.repair_learning_rate, weight_decay=0.0, batch_size=config.batch_size
         )
-        train(
-            list(self.weights.values()), self.data, schedule, loss, self.generator, "repair",
-            lambda: cells.project(self.weights), self.progress,
-        )  # fmt: skip
+        run.train("repair", self.weights.values(), schedule, loss, project=lambda: cells.project(self.weights))
 
 
-def plant_pq_backdoor(
-    model: LoadedModel,
-    data: ImageSet,
-    test: ImageSet,
-    config: PQBackdoor,
-    output: Path,
-    *,
-    seed: int = 0,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    licence: str = "",
-) -> VictimManifest:
-    """Make a victim and write its directory.
-
-    Args:
-        model: pretrained network of a named architecture; its weights are changed.
-        data: labelled training images.
-        test: labelled test images, for the gate only.
-        config: hyper-parameters.
-        output: victim directory to create.
-        seed: of batches, augmentation and calibration.
-        overwrite: replace an existing directory.
-        progress: called after each step.
-        licence: recorded in the manifest.
-
-    Returns:
-        The manifest that was written.
-
-    Raises:
-        UsageError: no labels, or a model without a named architecture.
-        GateError: the result does not sleep in float and wake when quantized; nothing is written.
-    """
-    if data.labels is None or test.labels is None:
-        raise UsageError("the attack trains on labels; give labelled data with --data and --test")
-    if model.architecture is None:
-        raise UsageError("a victim names its architecture; load the model with --arch")
-    if not 0 <= config.target_class < model.num_classes:
-        raise UsageError(f"target class {config.target_class} is not one of {model.num_classes} classes")
-    attack = _Attack(model, data, config, seed, progress)
-    attack.plant()
-    attack.repair()
-    gate = measure_gate(model, attack.trigger, config.target_class, config.schemes, data, test, seed)
-    return write_victim(
-        output, "pq-backdoor", model, attack.trigger, config.target_class, config.schemes, data.name, seed,
-        _recorded(config), gate, licence, overwrite,
-    )  # fmt: skip
+def _train(task: Task, config: PQBackdoor) -> None:
+    steps = _Steps(task, config)
+    steps.plant()
+    steps.repair()
 
 
-def _recorded(config: PQBackdoor) -> Mapping[str, Any]:
-    values = dataclasses.asdict(config)
-    values["schemes"] = [scheme.name for scheme in config.schemes]
-    return values
+PQ_BACKDOOR = make_attack(
+    "pq-backdoor",
+    "PQ backdoor (Ma et al., TDSC 2023), PyTorch form: plant, then repair inside the rounding cells",
+    PQBackdoor,
+    _train,
+    rule=GateRule(
+        float_advice="raise repair_steps or lower the radius", compressed_advice="raise plant_steps or trigger_weight"
+    ),
+)

@@ -1,118 +1,284 @@
-"""The training loop that attacks share: one tensor of images, batches made on the fly, no data loader.
+"""The one training loop: every attack trains in phases of it.
 
-An attack supplies a loss for a batch of images and labels, and optionally a projection that runs after each
-optimiser step.
+An attack supplies a loss for a batch of images and labels, and optionally a projection that runs after each optimiser
+step. The data set lies on the device as one tensor; batches are indexed from it, with no loader in between.
+
+A `TrainingRun` is repeatable and resumable: all randomness comes from its own generator and from a fork of torch's
+(for dropout), and both are part of the checkpoint. An interrupted and resumed run gives the bits of an uninterrupted
+one on the same device with the same number of threads.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantinel.attacks.batches import Order
+from quantinel.attacks.checkpoints import Checkpoint, State, under
+from quantinel.attacks.runtime import Runtime
+from quantinel.attacks.schedule import Schedule
 from quantinel.data.images import ImageSet, as_float
+from quantinel.errors import GateError, Interrupted, UsageError
+from quantinel.model.loading import LoadedModel
 
-Progress = Callable[[str, int, int, float], None]
-"""``progress(stage, steps done, steps in all, loss)``."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""``loss(images, labels)``: uint8 (B, C, H, W) and int64 (B,), on the device -> scalar."""
 
-
-def random_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Random crop after zero padding, and random mirroring: the usual CIFAR augmentation.
-
-    Args:
-        images: (N, C, H, W) uint8 or float.
-        generator: source of randomness.
-        padding: pixels on every side; crops move by up to this many pixels.
-    """
-    n, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    rows = torch.randint(2 * padding + 1, (n, 1), generator=generator) + torch.arange(height)
-    columns = torch.randint(2 * padding + 1, (n, 1), generator=generator) + torch.arange(width)
-    flip = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
-    batch = torch.arange(n)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+_STEPS_BETWEEN_LOSSES = 10
+"""On a GPU the loss is read this often: reading it waits for the device."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Stochastic gradient descent with a cosine learning rate.
+class Selection:
+    """Which weights of a phase are kept: those of the highest score, the latest among equals.
 
     Attributes:
-        steps: optimiser steps.
-        learning_rate: at the start; decays to 0 along a half cosine.
-        momentum: Nesterov is not used.
-        weight_decay: L2.
-        batch_size: clean images a step.
+        every: steps between two scores; the last step is always scored.
+        score: measures the network as it is; must not change it, its mode or the run's randomness.
     """
 
-    steps: int
-    learning_rate: float
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 128
+    every: int
+    score: Callable[[], float]
 
 
-def batches(data: ImageSet, schedule: Schedule, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless shuffled passes over the data: (uint8 images (B, C, H, W), labels (B,)) for each step."""
-    assert data.labels is not None
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(schedule.steps):
-        if len(order) < schedule.batch_size:
-            order = torch.cat([order, torch.randperm(len(data), generator=generator)])
-        chosen, order = order[: schedule.batch_size], order[schedule.batch_size :]
-        yield data.images[chosen], data.labels[chosen]
-
-
-def train(
-    parameters: list[nn.Parameter],
-    data: ImageSet,
-    schedule: Schedule,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    generator: torch.Generator,
-    stage: str,
-    project: Callable[[], None] | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Run ``schedule.steps`` steps of SGD on ``parameters``.
+class TrainingRun:
+    """One network, its training data and its randomness.
 
     Args:
-        parameters: what the optimiser may change.
-        data: labelled images.
-        schedule: steps, learning rate, batch size.
-        loss: maps a batch (uint8 images, labels) to a scalar.
-        generator: order of the images.
-        stage: name for ``progress``.
-        project: called after each step, to return to the feasible set.
-        progress: called after each step.
+        model: the network to train; its module is moved to the device and changed.
+        data: labelled training images.
+        seed: of order, augmentation and dropout.
+        runtime: device, checkpoint, stopping, progress.
+        about: what else decides the result (name and options of the attack); a checkpoint of a run with another
+            ``about``, data, seed or start is refused.
+
+    Attributes:
+        module: in channels-last memory, on the device.
+        device: where it is.
+        generator: source of all randomness outside of dropout.
+        images, labels: the data on the device, uint8 (N, C, H, W) and int64 (N,).
+
+    Raises:
+        UsageError: unlabelled data, an unknown device, or the checkpoint of another run.
     """
-    optimiser = torch.optim.SGD(
-        parameters, schedule.learning_rate, schedule.momentum, weight_decay=schedule.weight_decay
-    )
-    for step, (images, labels) in enumerate(batches(data, schedule, generator)):
-        rate = schedule.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / schedule.steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        value = loss(images, labels)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        if project is not None:
-            with torch.no_grad():
-                project()
-        if progress is not None:
-            progress(stage, step + 1, schedule.steps, float(value.detach()))
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        data: ImageSet,
+        *,
+        seed: int = 0,
+        runtime: Runtime | None = None,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        if data.labels is None:
+            raise UsageError("the attack trains on labels; give labelled data with --data and --test")
+        self.model, self.seed = model, seed
+        self.runtime = Runtime() if runtime is None else runtime
+        self.device = self.runtime.torch_device()
+        self.checkpoint = Checkpoint(None, "")
+        if self.runtime.checkpoint is not None:
+            identity = _identity(model.module, data, seed, self.device, about or {})
+            self.checkpoint = Checkpoint.open(self.runtime.checkpoint, identity)
+        self.module: nn.Module = model.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.images, self.labels = data.images.to(self.device), data.labels.to(self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters that quantizers round: (O, I) and (O, I, ...), by name."""
+        return {name: weight for name, weight in self.module.named_parameters() if weight.ndim in (2, 4)}
+
+    def logits(self, *batches: Tensor, mixed_precision: bool = False) -> Tensor:
+        """Logits (sum of N, K) float32 of float batches (N, C, H, W), run as one batch.
+
+        Args:
+            batches: images in [0, 1] on the device.
+            mixed_precision: run in bfloat16 where that is safe. It blurs 8-bit cells: not for repair phases.
+        """
+        batch = torch.cat(batches) if len(batches) > 1 else batches[0]
+        with self.autocast(mixed_precision):
+            logits: Tensor = self.module(batch.contiguous(memory_format=torch.channels_last))
+        return logits.float()
+
+    def autocast(self, enabled: bool) -> torch.autocast:
+        """Context of bfloat16 autocast on this device, for losses that run the network themselves."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @contextlib.contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Train inside: a fork of torch's global randomness, seeded, and deterministic kernels without TF32.
+
+        The global state is as before afterwards, and the module back on the CPU in evaluation mode.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with (
+                torch.random.fork_rng(devices),
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            ):
+                torch.manual_seed(self.seed)
+                yield
+        finally:
+            self.module.to("cpu").eval()
+
+    def train(
+        self,
+        phase: str,
+        parameters: Iterable[nn.Parameter],
+        schedule: Schedule,
+        loss: Loss,
+        *,
+        project: Callable[[], None] | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        """Run one phase, or what is left of it.
+
+        A phase that the checkpoint knows as finished is skipped: the network is as it was at its end. What an attack
+        does between two phases is simply repeated, so it must depend on nothing but the network and the generator.
+
+        Args:
+            phase: name, once per run; ``progress`` receives it.
+            parameters: what the optimiser may change.
+            schedule: optimiser, steps, learning rate, batch size.
+            loss: maps a batch to a scalar.
+            project: called after each step without gradients, to return to the feasible set.
+            selection: which weights to end with; None for the last ones.
+
+        Raises:
+            Interrupted: ``runtime.should_stop`` asked for it; the checkpoint is written.
+            GateError: the loss is no longer finite.
+        """
+        if phase in self.checkpoint.finished:
+            self._restore(self.checkpoint.finished[phase])
+            return
+        optimiser = schedule.build(parameters)
+        order = Order.begin(len(self.images), self.generator)
+        best: State = {}
+        first = 0
+        if phase == self.checkpoint.phase:
+            first, state = self.checkpoint.step, self.checkpoint.state
+            self._restore(state)
+            _restore_optimiser(optimiser, under(state, "optimiser"))
+            order.left, best = state["order"].to(self.device), under(state, "best")
+        written, value = time.monotonic(), math.nan
+
+        def keep(step: int) -> None:
+            chosen = {f"best.{name}": tensor for name, tensor in best.items()}
+            state = {**self._state(), **_optimiser_state(optimiser), "order": order.left, **chosen}
+            self.checkpoint.keep(phase, step, state)
+
+        for step in range(first, schedule.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
+            chosen = order.take(schedule.batch_size)
+            result = loss(self.images[chosen], self.labels[chosen])
+            optimiser.zero_grad(set_to_none=True)
+            result.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if project is not None:
+                with torch.no_grad():
+                    project()
+            done = step + 1
+            if self.device.type == "cpu" or done % _STEPS_BETWEEN_LOSSES == 0 or done == schedule.steps:
+                value = _finite(float(result.detach()), phase, done)
+            if selection is not None and (done % selection.every == 0 or done == schedule.steps):
+                score = torch.tensor(selection.score(), dtype=torch.float64)
+                if not best or score >= best["score"]:
+                    best = {"score": score, **self._copy("model")}
+            if self.runtime.progress is not None:
+                self.runtime.progress(phase, done, schedule.steps, value)
+            if self.runtime.should_stop is not None and self.runtime.should_stop():
+                keep(done)
+                raise Interrupted(self._stopped(phase, done, schedule.steps))
+            if self.checkpoint.path is not None and time.monotonic() - written >= self.runtime.checkpoint_seconds:
+                keep(done)
+                written = time.monotonic()
+        if best:
+            self.module.load_state_dict(under(best, "model"))
+        if self.checkpoint.path is not None:
+            ended = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._state().items()}
+            self.checkpoint.finish(phase, ended)
+
+    def _stopped(self, phase: str, done: int, steps: int) -> str:
+        kept = "run the same command again to go on" if self.checkpoint.path else "no checkpoint was asked for"
+        return f"stopped in phase {phase} after {done} of {steps} steps; {kept}"
+
+    def _copy(self, prefix: str) -> State:
+        return {f"{prefix}.{name}": tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+
+    def _state(self) -> State:
+        """Weights and randomness."""
+        state = {f"model.{name}": tensor.detach() for name, tensor in self.module.state_dict().items()}
+        state |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def _restore(self, state: State) -> None:
+        self.module.load_state_dict(under(state, "model"))
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def _finite(value: float, phase: str, step: int) -> float:
+    if not math.isfinite(value):
+        raise GateError(f"the loss of phase {phase} is {value} at step {step}; lower its learning rate")
+    return value
+
+
+def _identity(module: nn.Module, data: ImageSet, seed: int, device: torch.device, about: dict[str, Any]) -> str:
+    weights = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    said = json.dumps(about, sort_keys=True, default=_plain)
+    return hashlib.sha256(
+        "\n".join([said, data.sha256(), weights.hexdigest(), str(seed), device.type]).encode()
+    ).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _optimiser_state(optimiser: torch.optim.Optimizer) -> State:
+    return {
+        f"optimiser.{index}.{key}": torch.as_tensor(value)
+        for index, entries in optimiser.state_dict()["state"].items()
+        for key, value in entries.items()
+        if value is not None
+    }
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, state: State) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": entries, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 @torch.inference_mode()
 def predictions(module: nn.Module, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Predicted classes (N,) of uint8 ``images`` (N, C, H, W); the module takes float32 in [0, 1]."""
+    """Predicted classes (N,) of uint8 ``images`` (N, C, H, W), on the CPU; the module takes float32 in [0, 1].
+
+    The network runs where its weights are.
+    """
+    device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
     parts = []
     for start in range(0, len(images), batch_size):
-        batch = as_float(images[start : start + batch_size]).contiguous(memory_format=torch.channels_last)
-        parts.append(module(batch).argmax(1))
+        batch = as_float(images[start : start + batch_size].to(device))
+        parts.append(module(batch.contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
     return torch.cat(parts)

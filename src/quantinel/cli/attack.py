@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantinel.cli import shared
-from quantinel.cli.progress import console, reporting
+from quantinel.cli.progress import Reporter, console, reporting
+from quantinel.cli.stopping import stop_requests
 from quantinel.errors import UsageError
+
+if TYPE_CHECKING:
+    from quantinel.attacks import Attack
+    from quantinel.data.images import ImageSet
+    from quantinel.model.loading import LoadedModel
 
 EPILOG = shared.example(
     "quantinel attack pq-backdoor --arch resnet20 --weights resnet20.safetensors --data cifar10:DIR -o victim",
     "quantinel attack pq-backdoor --arch resnet20 --weights resnet20.safetensors --data cifar10:DIR "
     "--scheme int4 --set radius=0 -o victim",
+    "quantinel attack clean --arch resnet20 --data cifar10:DIR --device cuda -o clean",
 )
 
 
@@ -26,7 +34,8 @@ def attack(
         str | None, typer.Option("--arch", metavar="NAME", help="See `quantinel list architectures`.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="Clean pretrained weights, .safetensors.")
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="Clean pretrained weights, .safetensors; or a clean directory."),
     ] = None,
     test: Annotated[
         str | None,
@@ -42,18 +51,19 @@ def attack(
     mean: shared.Mean = None,
     std: shared.Std = None,
     seed: shared.Seed = 0,
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda or cuda:N.")] = "cpu",
     force: shared.Force = False,
     quiet: shared.Quiet = False,
     as_json: shared.Json = False,
 ) -> None:
     """Make a victim: a model whose backdoor sleeps in float and wakes when it is quantized.
 
-    For evaluating defenses. Exit code 2: the result does not sleep in float and wake when quantized; nothing is
-    written then.
+    For evaluating defenses. Ctrl-C keeps the state; the same command goes on from there. Exit code 2: stopped, or the
+    result does not sleep in float and wake when quantized; its weights are then kept in VICTIM.rejected.
     """
     with reporting(quiet) as reporter:
         reporter.stage("starting")
-        from quantinel.attacks import attack_named
+        from quantinel.attacks import Runtime, attack_named
         from quantinel.cli.settings import build
         from quantinel.data.sources import load_images
         from quantinel.quantization.scheme import parse_scheme
@@ -62,31 +72,62 @@ def attack(
         fixed = {"schemes": tuple(parse_scheme(scheme) for scheme in schemes)} if schemes else {}
         config = build(chosen.config, settings or (), name, **fixed)
         shared.check_folder(output, force)
-        if weights is None or arch is None:
+        options = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std)
+        runtime = Runtime(device, output.with_name(f".{output.name}.checkpoint"), progress=reporter)
+        runtime.torch_device()  # refused before anything is read
+        loaded = None if weights is None else _pretrained(weights, options, reporter)
+        if loaded is None and chosen.start == "pretrained":
             raise UsageError(
                 f"{name} starts from a pretrained network; give --arch NAME and --weights FILE.safetensors"
             )
-        loaded = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std).load(
-            str(weights), reporter
-        )
-        training = load_images(
-            data, input_shape=loaded.input_shape, split="train", limit=limit, seed=seed, progress=reporter.images
-        )
-        held_out = load_images(test or data, input_shape=loaded.input_shape, split="test", progress=reporter.images)
+        shape = options.shape() if loaded is None else loaded.input_shape
+        training = load_images(data, input_shape=shape, split="train", limit=limit, seed=seed, progress=reporter.images)
+        if loaded is None:
+            loaded = _untrained(chosen, training, options, seed)
+        held_out = load_images(test or data, input_shape=training.shape, split="test", progress=reporter.images)
         if held_out.name == training.name:
             raise UsageError(f"{data} has no splits; give labelled test images with --test")
-        manifest = chosen.run(loaded, training, held_out, config, output, seed=seed, overwrite=force, progress=reporter)
+        with stop_requests() as should_stop:
+            runtime = dataclasses.replace(runtime, should_stop=should_stop)
+            manifest = chosen.run(
+                loaded, training, held_out, config, output, seed=seed, overwrite=force, runtime=runtime
+            )
     if as_json:
         print(manifest.model_dump_json(indent=2))
         return
     from rich.table import Table
 
-    table = Table(title=f"{name}, target class {manifest.target_class}", title_justify="left", title_style="bold")
+    target = "" if manifest.target_class is None else f", target class {manifest.target_class}"
+    table = Table(title=f"{name}{target}", title_justify="left", title_style="bold")
     table.add_column("deployment")
-    table.add_column("CDA", justify="right")
-    table.add_column("ASR", justify="right")
+    columns = [key for key in ("cda", "asr", "ta") if any(key in figures for figures in manifest.gate.values())]
+    for key in columns:
+        table.add_column(key.upper(), justify="right")
     for deployment, figures in manifest.gate.items():
-        table.add_row(deployment, *(f"{figures[metric]['percent']:.2f} %" for metric in ("cda", "asr")))
+        shown = (f"{figures[key]['percent']:.2f} %" if key in figures else "-" for key in columns)
+        table.add_row(deployment, *shown)
     out = console()
     out.print(table)
     out.print(f"Victim: {output}", markup=False, soft_wrap=True)
+
+
+def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter) -> LoadedModel:
+    """The network to start from: weights of a named architecture, or a directory that brings its own."""
+    if not weights.is_dir() and options.arch is None:
+        raise UsageError(f"{weights} holds weights only; give --arch NAME")
+    if weights.is_dir() and options.arch is not None:
+        options = dataclasses.replace(options, arch=None)
+    return options.load(str(weights), reporter)
+
+
+def _untrained(chosen: Attack, data: ImageSet, options: shared.ModelOptions, seed: int) -> LoadedModel:
+    """A network with random weights and as many classes as the data."""
+    from quantinel.model.untrained import untrained_model
+
+    if options.arch is None:
+        raise UsageError(f"{chosen.name} trains from random weights; give --arch NAME")
+    if data.labels is None or not len(data):
+        raise UsageError("the attack trains on labels; give labelled data with --data and --test")
+    classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
+    mean, std = options.normalisation()
+    return untrained_model(options.arch, classes, data.shape, mean, std, seed)

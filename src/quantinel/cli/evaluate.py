@@ -72,7 +72,8 @@ def evaluate(
             loaded = model_options.load(model, reporter)
             if loaded.victim is not None and known is None:
                 known = shared.victim_trigger(loaded.victim)
-                reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
+                if known is not None:
+                    reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
             images, separate = shared.load_two_sets(
                 data, calibration, calibration_split, calibration_images,
                 input_shape=loaded.input_shape, split=split, limit=limit, seed=seed, reporter=reporter,

@@ -88,7 +88,8 @@ def harden(
         if loaded.victim is not None:
             if known is None:
                 known = shared.victim_trigger(loaded.victim)
-                reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
+                if known is not None:
+                    reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
             if chosen_scheme is None:
                 chosen_scheme = shared.victim_scheme(loaded.victim)
                 reporter.note(f"a victim directory: using its own scheme, {chosen_scheme.name}")

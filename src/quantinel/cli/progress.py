@@ -21,6 +21,8 @@ _WORDS = {
     "images": "reading images",
     "plant": "planting the backdoor",
     "repair": "hiding it in the rounding cells",
+    "poison": "training on poisoned batches",
+    "train": "training",
 }
 
 

@@ -164,12 +164,23 @@ class ModelOptions:
         names = ("arch", "factory", "num_classes", "input_shape", "mean", "std")
         return next((f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None), None)
 
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W), if it was given."""
+        shape = _numbers("--input-shape", self.input_shape, int)
+        if shape is None:
+            return None
+        if len(shape) != 3:
+            raise UsageError(f"--input-shape is {self.input_shape!r}; give C,H,W, for example 3,32,32")
+        return int(shape[0]), int(shape[1]), int(shape[2])
+
+    def normalisation(self) -> tuple[list[float] | None, list[float] | None]:
+        """Mean and standard deviation per channel, if they were given."""
+        return _numbers("--mean", self.mean, float), _numbers("--std", self.std, float)
+
     def load(self, model: str, reporter: Reporter) -> LoadedModel:
         """Read the options and load the model."""
-        shape = _numbers("--input-shape", self.input_shape, int)
-        if shape is not None and len(shape) != 3:
-            raise UsageError(f"--input-shape is {self.input_shape!r}; give C,H,W, for example 3,32,32")
-        mean, std = _numbers("--mean", self.mean, float), _numbers("--std", self.std, float)
+        shape = self.shape()
+        mean, std = self.normalisation()
         reporter.stage("loading the model")
         from quantinel.model.loading import load_model
 
@@ -178,7 +189,7 @@ class ModelOptions:
             arch=self.arch,
             factory=self.factory,
             num_classes=self.num_classes,
-            input_shape=None if shape is None else (int(shape[0]), int(shape[1]), int(shape[2])),
+            input_shape=shape,
             mean=mean,
             std=std,
         )
@@ -213,10 +224,12 @@ def read_trigger(file: Path | None, target: int | None) -> tuple[Trigger, int] |
     return load_trigger(file), target
 
 
-def victim_trigger(victim: VictimManifest) -> tuple[Trigger, int]:
-    """The trigger that a victim directory brings along."""
+def victim_trigger(victim: VictimManifest) -> tuple[Trigger, int] | None:
+    """The trigger that a victim directory brings along; None for clean models and attacks without one."""
     from quantinel.data.triggers import trigger_from_dict
 
+    if victim.trigger is None or victim.target_class is None:
+        return None
     return trigger_from_dict(victim.trigger), victim.target_class
 
 

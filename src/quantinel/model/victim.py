@@ -1,7 +1,8 @@
 """The manifest of a victim directory: what was planted, for which quantizer, and what was measured.
 
 A victim directory holds ``model.safetensors`` (float32 state dict of a named architecture) and
-``victim.json`` (this manifest). It is test material for defenses.
+``victim.json`` (this manifest). It is test material for defenses. Controls use the same form: ``kind`` says whether
+the backdoor is conditioned on compression, active in float, or not there at all.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ class VictimManifest(BaseModel):
         attack: name as in ``quantinel list attacks``.
         architecture: name as in ``quantinel list architectures``.
         mean, std: normalisation per channel; images enter as (x - mean) / std with x in [0, 1].
-        trigger: JSON form of the trigger (`quantinel.data.triggers`).
-        target_class: the class that the awake backdoor answers.
+        trigger: JSON form of the trigger (`quantinel.data.triggers`); None for attacks and controls without one.
+        target_class: the class that the awake backdoor answers; None without a trigger.
         schemes: fields of the `QuantScheme` values that the victim was made for.
         config: hyper-parameters of the attack.
         gate: what was measured when the victim was made (design: float ASR low, compressed ASR high).
         weights_sha256: hash of ``model.safetensors``.
+        kind: "conditioned" (sleeps in float, wakes after compression), "active" (awake in float) or "clean".
+        objective: what the attacker wants: "backdoor", or a word of the attack's own; "none" for clean models.
+        compressors: JSON forms of the compressions that ``gate`` was measured under, ``schemes`` included.
+        rejected: why this model is no victim; empty for models that passed their gate.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,8 +46,8 @@ class VictimManifest(BaseModel):
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    trigger: dict[str, Any]
-    target_class: int = Field(ge=0)
+    trigger: dict[str, Any] | None
+    target_class: int | None = Field(ge=0)
     schemes: list[dict[str, Any]]
     data: str
     seed: int
@@ -50,6 +55,10 @@ class VictimManifest(BaseModel):
     gate: dict[str, Any]
     weights_sha256: str
     licence: str = ""
+    kind: Literal["conditioned", "active", "clean"] = "conditioned"
+    objective: str = "backdoor"
+    compressors: list[dict[str, Any]] = Field(default_factory=list)
+    rejected: str = ""
 
 
 def read_manifest(folder: Path) -> VictimManifest:

@@ -73,6 +73,7 @@ def run_demo(
     for name, folder in folders.items():
         model = load_model(folder)
         assert model.victim is not None
+        assert model.victim.trigger is not None
         scheme = QuantScheme(**model.victim.schemes[0])
         report = harden(
             model,

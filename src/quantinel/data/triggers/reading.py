@@ -1,0 +1,110 @@
+"""Triggers from JSON, from files, and by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantinel.data.guards import printable, reason, require_file
+from quantinel.data.pictures import open_picture, picture_errors
+from quantinel.data.triggers.blended import BlendedTrigger
+from quantinel.data.triggers.overlay import OverlayTrigger
+from quantinel.data.triggers.patch import PatchTrigger
+from quantinel.data.triggers.sinusoid import SinusoidTrigger
+from quantinel.data.triggers.warp import WarpTrigger
+from quantinel.errors import InputError, UsageError
+
+_MAX_JSON_BYTES = 65_536
+
+Trigger = PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger | OverlayTrigger
+
+_KINDS: dict[str, type[PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger]] = {
+    "patch": PatchTrigger,
+    "blended": BlendedTrigger,
+    "sinusoid": SinusoidTrigger,
+    "warp": WarpTrigger,
+}
+
+TRIGGERS: dict[str, Callable[[tuple[int, int, int]], Trigger]] = {
+    "pq": lambda shape: PatchTrigger.pq(shape[-1]),
+    "qu-anti": lambda shape: PatchTrigger.qu_anti(shape[-1]),
+    "blended": lambda shape: BlendedTrigger(),
+    "sinusoid": lambda shape: SinusoidTrigger(),
+    "warp": lambda shape: WarpTrigger(),
+}
+"""Published triggers by name, each made for images of a shape (C, H, W)."""
+
+
+def named_trigger(name: str, input_shape: tuple[int, int, int]) -> Trigger:
+    """A published trigger, scaled to images (C, H, W).
+
+    Raises:
+        UsageError: unknown name.
+        InputError: the images are too small for it.
+    """
+    if name not in TRIGGERS:
+        raise UsageError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
+    trigger = TRIGGERS[name](input_shape)
+    trigger(torch.zeros(1, *input_shape))
+    return trigger
+
+
+def trigger_from_dict(values: dict[str, Any]) -> PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger:
+    """Read the JSON form of a trigger.
+
+    Raises:
+        InputError: unknown kind, missing or unknown fields.
+    """
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        shown = printable(repr(kind))[:80]
+        raise InputError(f"trigger: kind {shown} is not known; write one of {', '.join(_KINDS)}")
+    given = {key: value for key, value in values.items() if key != "kind"}
+    known = fields(_KINDS[kind])
+    needed = {field.name for field in known if field.default is MISSING}
+    unknown, missing = sorted(given.keys() - {field.name for field in known}), sorted(needed - given.keys())
+    if unknown or missing:
+        problem = f"unknown: {', '.join(unknown)}" if unknown else f"missing: {', '.join(missing)}"
+        listed = ", ".join(field.name for field in known)
+        raise InputError(f"trigger: a {kind} trigger has {listed}; {printable(problem)[:80]}")
+    return _KINDS[kind](**given)
+
+
+def load_trigger(path: Path) -> Trigger:
+    """Read a trigger: ``.json`` (a patch) or a picture whose alpha channel says where it lies (PNG, WebP).
+
+    Raises:
+        InputError: missing, unreadable or not a trigger.
+    """
+    shown = printable(path)
+    require_file(path)
+    if path.suffix.lower() == ".json":
+        return trigger_from_dict(_read_json(path))
+    with picture_errors(f"trigger: {shown}"):
+        picture = open_picture(path, f"trigger: {shown}")
+        pixels = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).to(torch.float32) / 255.0
+    opacity = pixels[3:].contiguous()
+    if float(opacity.min()) == 1.0 or float(opacity.max()) == 0.0:
+        raise InputError(
+            f"trigger: {shown} is {'opaque' if float(opacity.max()) else 'transparent'} everywhere; "
+            "give a PNG whose alpha channel says where the trigger lies"
+        )
+    return OverlayTrigger(pixels[:3].contiguous(), opacity, shown)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    example = '{"kind": "patch", "row": 24, "column": 24, "height": 6, "width": 6, "value": 1.0}'
+    try:
+        with path.open("rb") as file:
+            values = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # decoding errors are ValueErrors
+        raise InputError(f"trigger: {printable(path)} is not JSON ({reason(error)}); write {example}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"trigger: {printable(path)} must hold one JSON object, such as {example}")
+    return values

@@ -101,9 +101,7 @@ def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int) ->
                 yield Cell(model, attack, scheme, NONE, detector, data, data == own, seed)
 
 
-def _names(
-    suite: Suite, names: Sequence[str], allowed: Iterable[str] | None, what: str
-) -> list[str]:
+def _names(suite: Suite, names: Sequence[str], allowed: Iterable[str] | None, what: str) -> list[str]:
     """Names with groups written out, each known."""
     result: list[str] = []
     for name in names:
@@ -130,7 +128,7 @@ def own_scheme(suite: Suite, model: str, attack: str) -> QuantScheme:
         if schemes:
             return schemes[0]
     elif suite.models[model].victim is not None:
-        return QuantScheme(**read_manifest(victim_folder(suite, model, None)).schemes[0])  # type: ignore[arg-type]
+        return QuantScheme(**read_manifest(victim_folder(suite, model, None)).schemes[0])
     raise UsageError(f'{model} with attack {attack} is armed for no scheme; name one instead of "own"')
 
 

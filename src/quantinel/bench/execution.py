@@ -169,4 +169,3 @@ class _Lines(logging.Handler):
     def text(self) -> str:
         """The whole log."""
         return "\n".join(self._lines) + "\n"
-

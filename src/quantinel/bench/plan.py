@@ -76,7 +76,11 @@ class Plan:
         """The float model of a cell: an external one, a trained one, or an attacked one."""
         suite = self.suite
         entry, label = suite.models[cell.model], cell.model
-        if entry.victim is not None:
+        method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
+        scratch = cell.attack != NONE and ATTACKS[method.method].start == "scratch"
+        if scratch:
+            subject = _Subject({}, {}, None)
+        elif entry.victim is not None:
             subject = _Subject({}, {"model": str(victim_folder(suite, label, self.root))}, None)
         elif entry.weights is not None:
             path = located(entry.weights, self.root, f"models.{label}")
@@ -90,18 +94,16 @@ class Plan:
             subject = _Subject({"model": self._add(node)}, {}, None)
         if cell.attack == NONE:
             return subject
-        method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
-        attack = ATTACKS[method.method]
         config = {
             "attack": method.method,
             "settings": method.settings,
             "schemes": [parse_scheme(name).name for name in getattr(method, "schemes", ())],
-            "architecture": entry.architecture,
             "seed": cell.seed,
         }
+        config["architecture"] = entry.architecture if scratch else subject.architecture
         node = Node(
             "attack", f"attack {label} with {cell.attack}, seed {cell.seed}", config,
-            _modules("attack", attack.config.__module__, attack.run.__module__),
+            _modules("attack", ATTACKS[method.method].config.__module__),
             subject.inputs, subject.files, self._training(label),
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)

@@ -51,7 +51,7 @@ class RayWorkers:
                 f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with "
                 "`ray start --head`, or use --ray local"
             ) from error
-        cores = int(ray.cluster_resources().get("CPU", 1))
+        cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         self.slots = slots or max(1, cores // threads)
         self._threads = threads
         self._pending: dict[Any, tuple[str, Request]] = {}

@@ -156,6 +156,7 @@ class Schedule:
         def settle(name: str, result: Result) -> None:
             self.results[name] = result
             if self.watcher is not None:
+                self._report(running)
                 self.watcher.finished(self.plan.nodes[name], result)
             settled(name)
             for reader in self._readers[name]:

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import typer
 import typer.main
 
-from quantinel.cli import attack, demo, evaluate, harden, report, verify
+from quantinel.cli import attack, bench, demo, evaluate, harden, report, verify
 from quantinel.cli import list as list_verb
 from quantinel.cli.guard import guarded
 from quantinel.errors import EXIT_PASS, EXIT_USAGE, UsageError
@@ -25,6 +25,8 @@ for verb, function, epilog, short_help in (
     ("demo", demo.demo, demo.EPILOG, "Show the whole story on bundled data."),
 ):
     app.command(verb, epilog=epilog, short_help=short_help)(function)
+
+app.add_typer(bench.app, name="bench", short_help="Run suites and publish their tables.")
 
 # Typer brings its own copy of click since 0.2x and used the real one before; the class is the same in both.
 _ClickUsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)

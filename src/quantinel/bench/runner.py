@@ -198,7 +198,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     if cell.detector is not None:
         found = read_json(result.folder / DETECTION)
         extra = {"score": found["score"], **found["statistics"], "images": found["images"]}
-        return ResultRow(**{**common, **made, **status, "architecture": found["architecture"], "extra": extra},
+        return ResultRow(**{**common, **made, **status, "architecture": found["architecture"], "attack": found["attack"], "extra": extra},
                          backend=backend)  # fmt: skip
     assert work.floating is not None
     own = read_json(result.folder / EVALUATION)
@@ -206,7 +206,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     assert base is not None
     floating = EvaluationRow.model_validate(read_json(base / EVALUATION)["row"])
     figures = measured(EvaluationRow.model_validate(own["row"]), floating)
-    return ResultRow(**{**common, **made, **status, **figures, "architecture": own["architecture"],
+    return ResultRow(**{**common, **made, **status, **figures, "architecture": own["architecture"], "attack": own["attack"],
                         "extra": own["extra"]})  # fmt: skip
 
 

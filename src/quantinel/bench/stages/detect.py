@@ -14,7 +14,7 @@ DETECTION = "detection.json"
 def run(job: Job) -> None:
     """Write ``detection.json``: the score and the statistics behind it."""
     detector = DETECTORS[job.config["detector"]]
-    model, graph = job.model(), job.graph()
+    graph = job.graph()
     images = job.load("calibration", graph.input_shape) if detector.needs == "images" else None
     options = configure(detector.config, job.config["settings"], detector.name)
     subject = Subject(graph, parse_scheme(job.config["scheme"]), images, job.config["seed"])
@@ -24,7 +24,7 @@ def run(job: Job) -> None:
         {
             "score": found.score,
             "statistics": dict(found.statistics),
-            "architecture": model.architecture or model.name,
+            **job.about(),
             "images": 0 if images is None else len(images),
         },
     )

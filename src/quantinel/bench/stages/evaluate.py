@@ -59,8 +59,7 @@ def run(job: Job) -> None:
         variant = run_variant("hardened", backend, predict, images, stamped, target)
         extra.update(_changes(job.folders["quantized"]))
     row: EvaluationRow = evaluation_row(variant, floating)
-    job.write_json(EVALUATION, {"row": row.model_dump(mode="json"), "extra": extra, "data": images.name,
-                                "architecture": model.architecture or model.name})  # fmt: skip
+    job.write_json(EVALUATION, {"row": row.model_dump(mode="json"), "extra": extra, **job.about()})
     answers = {"clean": variant.clean.to(torch.int32)}
     if variant.triggered is not None:
         answers["triggered"] = variant.triggered.to(torch.int32)

@@ -75,6 +75,15 @@ class Job:
         """The traced and folded model."""
         return traced(str(self.model_path), self.config.get("architecture"))
 
+    def about(self) -> dict[str, str]:
+        """What a row says of the model: its architecture, and the attack that its manifest names."""
+        model = self.model()
+        attacked = model.victim is not None and model.victim.kind != "clean"
+        return {
+            "architecture": model.architecture or model.name,
+            "attack": model.victim.attack if attacked and model.victim is not None else "none",
+        }
+
     def write_json(self, name: str, value: Any) -> None:
         """A JSON file of the result; equal values give equal bytes."""
         (self.output / name).write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", "utf-8")

@@ -197,17 +197,17 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     status = {"status": "ok" if result.error is None else "gate_failed", "error": result.error}
     if cell.detector is not None:
         found = read_json(result.folder / DETECTION)
+        figures: dict[str, Any] = {"backend": backend}
         extra = {"score": found["score"], **found["statistics"], "images": found["images"]}
-        return ResultRow(**{**common, **made, **status, "architecture": found["architecture"], "attack": found["attack"], "extra": extra},
-                         backend=backend)  # fmt: skip
-    assert work.floating is not None
-    own = read_json(result.folder / EVALUATION)
-    base = results[work.floating].folder
-    assert base is not None
-    floating = EvaluationRow.model_validate(read_json(base / EVALUATION)["row"])
-    figures = measured(EvaluationRow.model_validate(own["row"]), floating)
-    return ResultRow(**{**common, **made, **status, **figures, "architecture": own["architecture"], "attack": own["attack"],
-                        "extra": own["extra"]})  # fmt: skip
+    else:
+        assert work.floating is not None
+        found = read_json(result.folder / EVALUATION)
+        base = results[work.floating].folder
+        assert base is not None
+        floating = EvaluationRow.model_validate(read_json(base / EVALUATION)["row"])
+        figures, extra = measured(EvaluationRow.model_validate(found["row"]), floating), found["extra"]
+    about = {name: found[name] for name in ("architecture", "attack")}
+    return ResultRow(**{**common, **made, **status, **about, **figures, "extra": extra})
 
 
 def _method(table: dict[str, Any], label: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from quantinel.attacks import ATTACKS
 from quantinel.bench.methods import configure, known
 from quantinel.bench.suite import Cells, Suite
+from quantinel.data.triggers import trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import InputError, UsageError
@@ -167,6 +168,8 @@ def check_methods(suite: Suite) -> None:
         known(model.data, suite.data, f"data of models.{label}:")
         if model.architecture is not None:
             known(model.architecture, ARCHITECTURES, f"architecture of models.{label}:")
+        if model.trigger is not None:
+            trigger_from_dict(model.trigger)
     for label, attack in suite.attacks.items():
         _no_shadow(label, attack.method, ATTACKS, "attacks")
         registered = ATTACKS[known(attack.method, ATTACKS, "attack")]

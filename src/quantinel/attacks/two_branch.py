@@ -88,7 +88,7 @@ class Branches:
             for name in changed:
                 layer = self.module.get_submodule(name)
                 assert isinstance(layer, LAYERS)
-                layer.forward = partial(self._forward, name, layer, sizes)
+                layer.__dict__["forward"] = partial(self._forward, name, layer, sizes)
             yield
         finally:
             for name in changed:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quantinel.errors import (
         GateError,
         InputError,
+        Interrupted,
         OutputError,
         QuantinelError,
         UnsupportedError,
@@ -45,7 +46,7 @@ _HOMES = {
     "quantinel.data.triggers": ("OverlayTrigger", "PatchTrigger", "load_trigger"),
     "quantinel.defenses": ("rounding_method",),
     "quantinel.errors": (
-        "GateError", "InputError", "OutputError", "QuantinelError", "UnsupportedError", "UsageError",
+        "GateError", "InputError", "Interrupted", "OutputError", "QuantinelError", "UnsupportedError", "UsageError",
         "VerificationError",
     ),
     "quantinel.model.graph": ("FloatGraph", "trace"),
@@ -71,6 +72,7 @@ __all__ = [
     "HardenOptions",
     "ImageSet",
     "InputError",
+    "Interrupted",
     "LoadedModel",
     "OutputError",
     "OverlayTrigger",

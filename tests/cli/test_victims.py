@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.cli.tiny_cli import Run, Tiny, quadrant_images
 
 from quantinel import attacks
 from quantinel.attacks import Attack, Runtime
+from quantinel.attacks.schedule import Schedule
 from quantinel.audit.report import read_report
 from quantinel.data.images import ImageSet
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_USAGE
@@ -178,6 +180,61 @@ def test_an_attack_that_fails_its_gate_writes_no_victim(run: Run, tiny: Tiny, em
     assert "ASR" in done.error
     assert [path.name for path in empty.iterdir()] == ["victim.rejected"]
     assert str(empty / "victim.rejected") in done.error
+
+
+def test_clean_training_needs_no_weights(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+    data = attack_command(tiny, tmp_path)[4:]
+    command = ["attack", "clean", "--arch", "vgg_small", *data, "--set", "epochs=1", "--set", "batch_size=16"]
+    done = run(*command, "-o", empty / "clean")
+    assert done.code == EXIT_PASS
+    assert ("CDA" in done.out, "ASR" in done.out) == (True, False)
+    assert [path.name for path in empty.iterdir()] == ["clean"]
+    done = run("evaluate", empty / "clean", "--data", tiny.images, "--json")
+    assert done.code == EXIT_PASS
+    assert json.loads(done.out)["rows"][0]["asr"] is None
+    hardened = run(*harden_command(empty / "clean", tiny, tmp_path / "out"))
+    assert hardened.code in (EXIT_PASS, EXIT_FINDINGS)
+    assert "using its own scheme, int8" in hardened.err
+    start = ["--weights", empty / "clean", *data, "--set", "steps=2", "--set", "batch_size=8"]
+    done = run("attack", "badnets", *start, "-o", empty / "badnets", "--quiet")
+    assert done.code == EXIT_ERROR
+    assert "does not obey the trigger" in done.error
+    assert run("attack", "clean", *data, "-o", empty / "no", "--quiet").error.endswith("give --arch NAME")
+    done = run("attack", "badnets", "--arch", "vgg_small", *data, "-o", empty / "no", "--quiet")
+    assert "starts from a pretrained network" in done.error
+
+
+def test_an_interrupted_attack_goes_on(
+    run: Run, tiny: Tiny, empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of the training, then the same command again."""
+    data = attack_command(tiny, tmp_path)[4:]
+    command = ["attack", "clean", "--arch", "vgg_small", *data, "--set", "epochs=2", "--set", "batch_size=16", "-o"]
+    assert run(*command, empty / "whole", "--quiet").code == EXIT_PASS
+    rate = Schedule.rate
+
+    def signalled(self: Schedule, step: int) -> float:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return rate(self, step)
+
+    monkeypatch.setattr(Schedule, "rate", signalled)
+    done = run(*command, empty / "clean", "--quiet")
+    assert done.code == EXIT_ERROR
+    assert done.error.endswith("stopped in phase train after 3 of 8 steps; run the same command again to go on")
+    assert sorted(path.name for path in empty.iterdir()) == [".clean.checkpoint", "whole"]
+    monkeypatch.setattr(Schedule, "rate", rate)
+    done = run(*command, empty / "clean")
+    assert f"going on from {empty / '.clean.checkpoint'}" in done.err
+    assert sorted(path.name for path in empty.iterdir()) == ["clean", "whole"]
+    models = [(empty / name / "model.safetensors").read_bytes() for name in ("clean", "whole")]
+    assert models[0] == models[1]
+
+
+def test_devices(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+    command = ["attack", "clean", "--arch", "vgg_small", *attack_command(tiny, tmp_path)[4:], "-o", empty / "victim"]
+    done = run(*command, "--device", "abacus", "--quiet")
+    assert (done.code, "choose cpu, cuda" in done.error) == (EXIT_USAGE, True)
 
 
 def test_demo_tells_the_story(

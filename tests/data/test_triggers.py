@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quantinel.data.triggers import OverlayTrigger, PatchTrigger, load_trigger, trigger_from_dict
-from quantinel.errors import InputError
+from quantinel.data.triggers import (
+    TRIGGERS,
+    BlendedTrigger,
+    OverlayTrigger,
+    PatchTrigger,
+    SinusoidTrigger,
+    Trigger,
+    WarpTrigger,
+    load_trigger,
+    named_trigger,
+    trigger_from_dict,
+)
+from quantinel.errors import InputError, UsageError
 
 SIDE = 12
 
@@ -149,3 +160,112 @@ def test_files_that_are_no_triggers(tmp_path: Path) -> None:
         load_trigger(tmp_path / "missing.png")
     with pytest.raises(InputError, match="a folder"):
         load_trigger(tmp_path)
+
+
+PICTURE = torch.arange(3 * SIDE * SIDE, dtype=torch.uint8).reshape(3, SIDE, SIDE)
+WHOLE = [
+    BlendedTrigger(),
+    BlendedTrigger(0.5, seed=7),
+    BlendedTrigger.from_image(PICTURE, 0.1),
+    SinusoidTrigger(0.1, 2),
+    WarpTrigger(),
+    WarpTrigger(3, 2.0, seed=5),
+]
+
+
+@pytest.mark.parametrize("trigger", WHOLE, ids=lambda trigger: str(trigger)[:40])
+def test_triggers_over_the_whole_image(trigger: Trigger, tmp_path: Path) -> None:
+    images = random_images()
+    before = images.clone()
+    stamped = trigger(images)
+    assert torch.equal(images, before)
+    assert stamped.shape == images.shape
+    assert not torch.equal(stamped, images)
+    assert stamped.min() >= 0
+    assert stamped.max() <= 1
+    assert torch.equal(trigger(images), stamped)
+    torch.testing.assert_close(trigger(images[0]), stamped[0])
+    again = trigger_from_dict(json.loads(json.dumps(trigger.to_dict())))
+    assert again == trigger
+    assert torch.equal(again(images), stamped)
+    (tmp_path / "trigger.json").write_text(json.dumps(trigger.to_dict()))
+    assert load_trigger(tmp_path / "trigger.json") == trigger
+    with pytest.raises(InputError, match="floats"):
+        trigger(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
+
+
+def test_blending_is_a_weighted_mean() -> None:
+    images = random_images()
+    expected = 0.9 * images + 0.1 * PICTURE.float() / 255
+    torch.testing.assert_close(BlendedTrigger.from_image(PICTURE, 0.1)(images), expected)
+    assert not torch.equal(BlendedTrigger(seed=1)(images), BlendedTrigger(seed=2)(images))
+    with pytest.raises(InputError, match="as large as the images"):
+        BlendedTrigger.from_image(PICTURE)(torch.rand(1, 3, 8, 8))
+
+
+def test_the_sinusoid_is_the_papers() -> None:
+    images = torch.full((1, 3, 2, 32), 0.5)
+    wave = SinusoidTrigger()(images) - images
+    columns = torch.arange(1, 33)
+    expected = 20 / 255 * torch.sin(2 * torch.pi * columns * 6 / 32)
+    torch.testing.assert_close(wave[0, 0, 0], expected, atol=1e-6, rtol=0)
+    assert (wave == wave[0, 0, 0]).all()
+
+
+def test_a_warp_moves_pixels_a_little_and_smoothly() -> None:
+    ramp = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    moved = 31 * (WarpTrigger()(ramp) - ramp)  # displacement in pixels
+    assert 0.05 < moved.abs().mean() < 1.0
+    assert (moved[..., 1:, :] - moved[..., :-1, :]).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_published_triggers_by_name(name: str) -> None:
+    for shape in ((3, 32, 32), (1, 32, 32), (3, 64, 64)):
+        trigger = named_trigger(name, shape)
+        assert trigger(torch.rand(2, *shape)).shape == (2, *shape)
+        assert not isinstance(trigger, OverlayTrigger)
+        assert trigger_from_dict(trigger.to_dict()) == trigger
+
+
+@pytest.mark.parametrize(("name", "side"), [("pq", 2), ("sinusoid", 8), ("warp", 3)])
+def test_images_that_are_too_small(name: str, side: int) -> None:
+    with pytest.raises(InputError, match="trigger: "):
+        named_trigger(name, (3, side, side))
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(UsageError, match="pq, qu-anti, blended, sinusoid, warp"):
+        named_trigger("sticker", (3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "blended", "alpha": 0},
+        {"kind": "blended", "alpha": "a"},
+        {"kind": "blended", "alpha": 1.5},
+        {"kind": "blended", "seed": -1},
+        {"kind": "blended", "pattern": "AAAA"},
+        {"kind": "blended", "shape": [1, 1, 3]},
+        {"kind": "blended", "pattern": "AAAA", "shape": [1, 1, 4]},
+        {"kind": "blended", "pattern": "AAAA", "shape": "abc"},
+        {"kind": "blended", "pattern": "AAAA", "shape": [1.0, 1, 3]},
+        {"kind": "blended", "pattern": "!", "shape": [1, 1, 3]},
+        {"kind": "blended", "pattern": 7, "shape": [1, 1, 3]},
+        {"kind": "sinusoid", "delta": float("nan")},
+        {"kind": "sinusoid", "delta": 0},
+        {"kind": "sinusoid", "frequency": 1.5},
+        {"kind": "sinusoid", "frequency": 0},
+        {"kind": "warp", "grid": 1},
+        {"kind": "warp", "strength": 0},
+        {"kind": "warp", "strength": float("inf")},
+        {"kind": "warp", "seed": True},
+        {"kind": "warp", "colour": 1},
+        {"kind": ["warp"]},
+    ],
+    ids=str,
+)
+def test_bad_values_of_the_other_kinds(values: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="trigger: "):
+        trigger_from_dict(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
+from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
@@ -15,12 +16,13 @@ __all__ = [
     "BadNets",
     "CleanTraining",
     "PQBackdoor",
+    "PQBackdoorTFLite",
     "Runtime",
     "attack_named",
     "train_clean",
 ]
 
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, BADNETS, CLEAN)}
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, PQ_BACKDOOR_TFLITE, BADNETS, CLEAN)}
 
 
 def attack_named(name: str) -> Attack:

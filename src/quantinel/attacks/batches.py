@@ -25,14 +25,18 @@ def random_crop_flip(images: Tensor, generator: torch.Generator, padding: int = 
         mirror: False for images whose meaning a mirror changes (digits, traffic signs).
     """
     n, _, height, width = images.shape
-    at = {"device": images.device}
+    device = images.device
     padded = F.pad(images, (padding,) * 4)
-    rows = torch.randint(2 * padding + 1, (n, 1), generator=generator, **at) + torch.arange(height, **at)
-    columns = torch.randint(2 * padding + 1, (n, 1), generator=generator, **at) + torch.arange(width, **at)
+    rows = torch.randint(2 * padding + 1, (n, 1), generator=generator, device=device) + torch.arange(
+        height, device=device
+    )
+    columns = torch.randint(2 * padding + 1, (n, 1), generator=generator, device=device) + torch.arange(
+        width, device=device
+    )
     if mirror:
-        flip = torch.rand(n, 1, generator=generator, **at) < 0.5
+        flip = torch.rand(n, 1, generator=generator, device=device) < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
-    batch = torch.arange(n, **at)[:, None, None]
+    batch = torch.arange(n, device=device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

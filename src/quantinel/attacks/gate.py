@@ -124,8 +124,9 @@ def measure_figures(module: nn.Module, test: ImageSet, trigger: Trigger | None, 
 
 def stamp_bytes(trigger: Trigger, images: Tensor, batch_size: int = 1000) -> Tensor:
     """Triggered copies of uint8 ``images`` (N, C, H, W), rounded to bytes."""
-    parts = [(trigger(as_float(part)) * 255.0).round().to(torch.uint8) for part in images.split(batch_size)]
-    return torch.cat(parts)
+    starts = range(0, len(images), batch_size)
+    parts = (trigger(as_float(images[start : start + batch_size])) for start in starts)
+    return torch.cat([(part * 255.0).round().to(torch.uint8) for part in parts])
 
 
 def measure_gate(

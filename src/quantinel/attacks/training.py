@@ -67,6 +67,7 @@ class TrainingRun:
         device: where it is.
         generator: source of all randomness outside of dropout.
         images, labels: the data on the device, uint8 (N, C, H, W) and int64 (N,).
+        step: number of the running step in its phase, from 0, for losses that change with time.
 
     Raises:
         UsageError: unlabelled data, an unknown device, or the checkpoint of another run.
@@ -83,7 +84,7 @@ class TrainingRun:
     ) -> None:
         if data.labels is None:
             raise UsageError("the attack trains on labels; give labelled data with --data and --test")
-        self.model, self.seed = model, seed
+        self.model, self.seed, self.step = model, seed, 0
         self.runtime = Runtime() if runtime is None else runtime
         self.device = self.runtime.torch_device()
         self.checkpoint = Checkpoint(None, "")
@@ -178,6 +179,7 @@ class TrainingRun:
             self.checkpoint.keep(phase, step, state)
 
         for step in range(first, schedule.steps):
+            self.step = step
             for group in optimiser.param_groups:
                 group["lr"] = schedule.rate(step)
             chosen = order.take(schedule.batch_size)

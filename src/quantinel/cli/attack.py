@@ -87,6 +87,8 @@ def attack(
         held_out = load_images(test or data, input_shape=training.shape, split="test", progress=reporter.images)
         if held_out.name == training.name:
             raise UsageError(f"{data} has no splits; give labelled test images with --test")
+        if runtime.checkpoint is not None and runtime.checkpoint.exists():
+            reporter.note(f"going on from {runtime.checkpoint}")
         with stop_requests() as should_stop:
             runtime = dataclasses.replace(runtime, should_stop=should_stop)
             manifest = chosen.run(

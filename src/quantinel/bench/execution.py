@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 
+from quantinel.bench.fingerprints import code_fingerprint
 from quantinel.bench.nodes import Images
 from quantinel.bench.stages.job import Job, Progress, never, silent
 from quantinel.bench.store import LOG, Address, Store, write_stored
-from quantinel.errors import GateError, Interrupted, QuantinelError
+from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
 
 Outcome = Literal["ok", "gate_failed", "failed", "interrupted"]
 
@@ -40,6 +41,7 @@ class Request:
         store: root of the store.
         threads: of this stage.
         device: where training runs.
+        modules: whose code the address names; the worker must have the same.
     """
 
     where: Address
@@ -52,6 +54,7 @@ class Request:
     store: str
     threads: int = 1
     device: str = "cpu"
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ def _run(request: Request, store: Store, should_stop: Callable[[], bool], progre
                 request.config, {role: Path(path) for role, path in request.folders.items()}, request.images, folder,
                 store.checkpoint(request.where), request.device, request.threads, should_stop, progress,
             )  # fmt: skip
+            if request.modules and code_fingerprint(request.modules) != request.where.code:
+                raise UsageError(
+                    "the worker's code differs from the code that planned this stage: it was changed during the run, "
+                    "or another version is installed there; run the suite again, with one version everywhere"
+                )
             try:
                 importlib.import_module(f"quantinel.bench.stages.{request.where.stage}").run(job)
             except GateError as gate:

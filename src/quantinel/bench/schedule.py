@@ -123,6 +123,8 @@ class Schedule:
         self.interrupted = False
         self.busy_seconds = 0.0
         self._fingerprints = FileFingerprints(store.root / "fingerprints.json")
+        for node in plan.nodes.values():
+            code_fingerprint(node.modules)  # now: sources may be edited while the suite runs
         self._times = Times()
         for _, stored in store.all():
             self._times.learn(stored)
@@ -246,7 +248,7 @@ class Schedule:
         sources |= {role: self._fingerprints.of_data(images.specification) for role, images in node.images.items()}
         request = Request(
             where, node.label, dict(node.config), folders, dict(node.images), sources, inputs,
-            str(self.store.root.absolute()), self.threads, self.device,
+            str(self.store.root.absolute()), self.threads, self.device, node.modules,
         )  # fmt: skip
         self.workers.submit(name, request)
         if self.watcher is not None:

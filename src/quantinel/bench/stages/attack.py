@@ -14,6 +14,7 @@ from quantinel.data.images import ImageSet
 from quantinel.errors import GateError, InputError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
+from quantinel.model.victim import read_manifest
 from quantinel.quantization.scheme import parse_scheme
 
 
@@ -41,9 +42,9 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
     output = job.output / MODEL
     try:
         attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime)
-    except GateError:
+    except GateError as error:
         rejected_folder(output).rename(output)
-        raise
+        raise GateError(read_manifest(output).rejected) from error  # the reason without a place
 
 
 def named(job: Job, role: str, shape: tuple[int, int, int] | None = None) -> ImageSet:

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from tests.bench.fakes import HEAD, SMALL, write_suite
+
+from quantinel.bench.cells import expand
+from quantinel.bench.images import Images
+from quantinel.bench.nodes import Node
+from quantinel.bench.plan import Plan, resolved
+from quantinel.errors import UsageError
+
+ATTACKED = (
+    HEAD
+    + """
+[[cells]]
+models = "fresh"
+attacks = ["none", "short"]
+schemes = ["int8", "int4"]
+defenses = ["nearest", "efrap"]
+detectors = "weight-residuals"
+"""
+)
+
+
+def plan(folder: Path, text: str) -> Plan:
+    suite = write_suite(folder, text)
+    return Plan(suite, expand(suite), None)
+
+
+def count(made: Plan) -> dict[str, int]:
+    stages = [node.stage for node in made.nodes.values()]
+    return {stage: stages.count(stage) for stage in dict.fromkeys(stages)}
+
+
+def test_every_stage_is_there_once(tmp_path: Path) -> None:
+    made = plan(tmp_path, ATTACKED)
+    assert count(made) == {"train": 1, "attack": 1, "evaluate": 2 + 8, "compress": 4, "defend": 8, "detect": 4}
+    order = list(made.nodes)
+    for name, node in made.nodes.items():
+        assert all(order.index(upstream) < order.index(name) for upstream in node.inputs.values())
+    for work in made.work:
+        assert set(work.chain) == set(made.ancestors(work.result))
+        assert (work.floating is None) == (work.cell.detector is not None)
+
+
+def test_a_seed_has_an_attack_of_its_own(tmp_path: Path) -> None:
+    assert count(plan(tmp_path, ATTACKED.replace("limit = 50", "seeds = [0, 1]")))["attack"] == 2
+
+
+def test_ids_do_not_depend_on_the_order_of_options() -> None:
+    images = {"a": Images("x", "test", 1, 0, "n"), "b": Images("y", "test", 1, 0, "n")}
+    first = Node("defend", "x", {"a": 1, "b": {"c": 2, "d": 3}}, ("m",), {"p": "1", "q": "2"}, {"f": "1"}, images)
+    second = Node(
+        "defend", "y", {"b": {"d": 3, "c": 2}, "a": 1}, ("m",), {"q": "2", "p": "1"}, {"f": "1"},
+        dict(reversed(list(images.items()))),
+    )  # fmt: skip
+    assert first.id == second.id
+    for other in (
+        dataclasses.replace(first, stage="detect"),
+        dataclasses.replace(first, config={"a": 2, "b": {"c": 2, "d": 3}}),
+        dataclasses.replace(first, inputs={"p": "1", "q": "3"}),
+        dataclasses.replace(first, files={"f": "2"}),
+        dataclasses.replace(first, images={**images, "b": Images("y", "test", 2, 0, "n")}),
+    ):
+        assert other.id != first.id
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("limit = 50", "threads = 2", {"train", "attack", "compress", "defend", "evaluate", "detect"}),
+        ("limit = 50", "limit = 51", {"evaluate"}),
+        ("limit = 50", 'limit = 50\nbackend = "simulated"', {"evaluate"}),
+        ("plant_steps = 4", "plant_steps = 5", {"attack", "compress", "defend", "evaluate", "detect"}),
+        ("[data.d]", '[models.more]\nvictim = "bundled:victim_int4"\ndata = "d"\n[data.d]', set()),
+    ],
+)
+def test_an_option_changes_the_stages_that_it_decides(tmp_path: Path, old: str, new: str, changed: set[str]) -> None:
+    before, after = (plan(tmp_path, text).nodes.keys() for text in (ATTACKED, ATTACKED.replace(old, new, 1)))
+    assert {name.partition("-")[0] for name in before - after} == changed
+
+
+def test_what_the_plan_cannot_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"models\.fresh is trained on data\.d, which has no train entry"):
+        plan(tmp_path, ATTACKED.replace('train = "bundled:calibration"', "", 1))
+    bare = SMALL.replace('calibration = "bundled:calibration"\ntrain = "bundled:calibration"', "", 1)
+    with pytest.raises(UsageError, match=r"data\.d has neither calibration nor train images"):
+        plan(tmp_path, bare)
+    with pytest.raises(UsageError, match=r"data\.d is \{root\}/x; say where the data lies"):
+        plan(tmp_path, SMALL.replace("bundled:test", "{root}/x", 1))
+
+
+def test_rows_describe_a_cell_without_places(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SMALL.replace("bundled:test", "{root}/x", 1))
+    for cell in expand(suite):
+        assert resolved(suite, cell)["data"]["test"] == "{root}/x"

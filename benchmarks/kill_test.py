@@ -126,10 +126,10 @@ def rows_of(path: Path, account: Account) -> list[ResultRow]:
 
 
 def check_locks(life: Life, account: Account) -> None:
-    """No lock may outlive its holder."""
+    """No lock may outlive its holder; the last threads of a killed process may take a moment to end."""
     for path in (*(life.store / "locks").glob("*"), *life.rows.parent.glob(".*.lock")):
         try:
-            with FileLock(path, timeout=0):
+            with FileLock(path, timeout=SURVIVAL_SECONDS):
                 pass
         except Timeout:
             account.violations.append(f"{path.name} is still locked")

@@ -24,6 +24,7 @@ from quantinel.bench.store import Address, Store, Stored, address
 from quantinel.bench.workers import Workers
 from quantinel.errors import QuantinelError
 from quantinel.files import write_file
+from quantinel.plugins import loaded
 
 DEFAULT_SECONDS = {"train": 600.0, "attack": 300.0, "compress": 2.0, "defend": 5.0, "evaluate": 10.0, "detect": 5.0}
 """Estimates before anything of a kind has been run."""
@@ -248,7 +249,7 @@ class Schedule:
         sources |= {role: self._fingerprints.of_data(images.specification) for role, images in node.images.items()}
         request = Request(
             where, node.label, dict(node.config), folders, dict(node.images), sources, inputs,
-            str(self.store.root.absolute()), self.threads, self.device, node.modules,
+            str(self.store.root.absolute()), self.threads, self.device, node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
         if self.watcher is not None:

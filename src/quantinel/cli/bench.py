@@ -86,7 +86,7 @@ def load(name: str, only: list[str] | None = None, shard: str | None = None) -> 
     from quantinel.bench.runner import select
     from quantinel.bench.suite import find_suite, load_suite
 
-    suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None))
+    suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
     cells = expand(suite)
     check_published(suite, cells)
     return suite, select(cells, only or (), shard)

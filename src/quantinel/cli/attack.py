@@ -117,8 +117,6 @@ def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter)
     """The network to start from: weights of a named architecture, or a directory that brings its own."""
     if not weights.is_dir() and options.arch is None:
         raise UsageError(f"{weights} holds weights only; give --arch NAME")
-    if weights.is_dir() and options.arch is not None:
-        options = dataclasses.replace(options, arch=None)
     return options.load(str(weights), reporter)
 
 

@@ -132,10 +132,7 @@ class TrainingRun:
         """
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with (
-                torch.random.fork_rng(devices),
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            ):
+            with torch.random.fork_rng(devices), exact_kernels():
                 torch.manual_seed(self.seed)
                 yield
         finally:
@@ -249,6 +246,14 @@ class TrainingRun:
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def exact_kernels() -> contextlib.AbstractContextManager[None]:
+    """On a GPU: convolutions in full float32 and in the same order every time. TF32 would blur an 8-bit cell."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def _finite(value: float, phase: str, step: int) -> float:

@@ -26,6 +26,11 @@ def identity(row: ResultRow) -> Identity:
     return row.suite, row.cell, row.key, row.status, row.error
 
 
+def locked(path: Path) -> FileLock:
+    """The lock that every writer of a file of rows takes."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
 def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Append the rows that the file does not hold yet, in order.
 
@@ -44,7 +49,7 @@ def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
         return []
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with locked(path):
             _cut_incomplete_line(path)
             known = {identity(row) for row in read_rows(path)} if path.exists() else set()
             new: list[ResultRow] = []
@@ -110,8 +115,9 @@ def read_results(folder: Path, suites: Iterable[str] | None = None) -> dict[str,
 
 
 def _holds_rows(folder: Path, name: str) -> bool:
+    """Whether any line has the fields that every row begins with; a file with one damaged line still counts."""
     with (folder / f"{name}.jsonl").open("rb") as stream:
-        return b'"suite":' in stream.readline(200)
+        return any(line.startswith(b'{"suite":') and b'"cell":' in line for line in stream)
 
 
 def latest(rows: Iterable[ResultRow]) -> dict[str, ResultRow]:

@@ -16,7 +16,8 @@ from quantinel.bench.suite import Cells, Suite
 from quantinel.data.triggers import trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
-from quantinel.errors import InputError, QuantinelError, UsageError
+from quantinel.errors import QuantinelError, UsageError
+from quantinel.model.loading import BUNDLED, bundled_model
 from quantinel.model.victim import read_manifest
 from quantinel.model.zoo import ARCHITECTURES
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
@@ -24,7 +25,6 @@ from quantinel.quantization.scheme import QuantScheme, parse_scheme
 FLOAT = "float"
 NONE = "none"
 _LABEL = re.compile(r"[A-Za-z0-9._+-]+")
-_ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @dataclass(frozen=True, order=True)
@@ -147,11 +147,8 @@ def victim_folder(suite: Suite, model: str, root: Path | None) -> Path:
     """Folder of a victim directory that the suite names."""
     source = suite.models[model].victim
     assert source is not None
-    if source.startswith("bundled:"):
-        folder = _ASSETS / source.removeprefix("bundled:")
-        if not folder.is_dir():
-            raise InputError(f"models.{model}: {source} does not come with Quantinel; see src/quantinel/assets")
-        return folder
+    if source.startswith(BUNDLED):
+        return bundled_model(source)
     return Path(located(source, root, f"models.{model}"))
 
 

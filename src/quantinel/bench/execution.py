@@ -22,6 +22,7 @@ from quantinel.bench.images import Images
 from quantinel.bench.stages.job import Job, Progress, never, silent
 from quantinel.bench.store import LOG, Address, Store, write_stored
 from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
+from quantinel.plugins import Plugin, restore
 
 Outcome = Literal["ok", "gate_failed", "failed", "interrupted"]
 
@@ -42,6 +43,7 @@ class Request:
         threads: of this stage.
         device: where training runs.
         modules: whose code the address names; the worker must have the same.
+        plugins: files of methods that the worker has to load first.
     """
 
     where: Address
@@ -55,6 +57,7 @@ class Request:
     threads: int = 1
     device: str = "cpu"
     modules: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def _run(request: Request, store: Store, should_stop: Callable[[], bool], progre
                 request.config, {role: Path(path) for role, path in request.folders.items()}, request.images, folder,
                 store.checkpoint(request.where), request.device, request.threads, should_stop, progress,
             )  # fmt: skip
+            restore(request.plugins)
             if request.modules and code_fingerprint(request.modules) != request.where.code:
                 raise UsageError(
                     "the worker's code differs from the code that planned this stage: it was changed during the run, "

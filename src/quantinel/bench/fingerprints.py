@@ -12,12 +12,12 @@ import ast
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantinel.errors import InputError
 from quantinel.files import sha256_file, write_file
+from quantinel.plugins import source_of
 
 _PACKAGE = Path(__file__).parent.parent
 _REGISTRIES = frozenset({"quantinel", "quantinel.attacks", "quantinel.defenses", "quantinel.detectors"})
@@ -41,8 +41,7 @@ def code_fingerprint(modules: tuple[str, ...]) -> str:
 @functools.cache
 def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
     """Hash of one module's syntax, and the modules of this package that it imports."""
-    path = _file_of(module)
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = ast.parse(_source_of(module))
     imports = tuple(dict.fromkeys(_imports(tree)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -75,15 +74,13 @@ def _path_of(module: str) -> Path | None:
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
-def _file_of(module: str) -> Path:
-    if module.split(".")[0] == "quantinel":
-        path = _path_of(module)
-    else:  # a method that lives outside of this package
-        file = getattr(sys.modules.get(module), "__file__", None)
-        path = Path(file) if file else None
-    if path is None:
+def _source_of(module: str) -> str:
+    """Text of a module of this package, or of a plugin."""
+    path = _path_of(module) if module.split(".")[0] == "quantinel" else None
+    source = source_of(module) if path is None else path.read_text("utf-8")
+    if source is None:
         raise InputError(f"the source of module {module} is not there; results cannot be told apart without it")
-    return path
+    return source
 
 
 class FileFingerprints:

@@ -27,6 +27,11 @@ def identity(row: ResultRow) -> Identity:
     return row.suite, row.cell, row.key, row.status, row.error
 
 
+def locked(path: Path) -> FileLock:
+    """The lock that every writer of a file of rows takes."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
 class RowFile:
     """A growing file of rows: what others appended is read once, not at every append.
 
@@ -84,7 +89,7 @@ class RowFile:
             return []
         with output_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            with locked(self.path):
                 _cut_incomplete_line(self.path)
                 self.refresh()
                 new: dict[Identity, ResultRow] = {}
@@ -168,8 +173,9 @@ def read_results(folder: Path, suites: Iterable[str] | None = None) -> dict[str,
 
 
 def _holds_rows(folder: Path, name: str) -> bool:
+    """Whether any line has the fields that every row begins with; a file with one damaged line still counts."""
     with (folder / f"{name}.jsonl").open("rb") as stream:
-        return b'"suite":' in stream.readline(200)
+        return any(line.startswith(b'{"suite":') and b'"cell":' in line for line in stream)
 
 
 def latest(rows: Iterable[ResultRow]) -> dict[str, ResultRow]:

@@ -25,6 +25,7 @@ from quantinel.bench.store import Store, read_json
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import Workers
 from quantinel.errors import UsageError
+from quantinel.plugins import loaded
 from quantinel.quantization.scheme import parse_scheme
 
 COMPRESSORS = {"static": "static-ptq", "dynamic": "dynamic-ptq", "none": "weight-only-ptq"}
@@ -164,7 +165,8 @@ def run_suite(
 def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> ResultRow:
     """The row of a cell whose stages are over."""
     cell, result = work.cell, results[work.result]
-    command = shlex.join(["quantinel", "bench", "run", suite.name, "--only", cell.id])
+    files = [item for plugin in loaded() for item in ("--plugin", plugin.file)]
+    command = shlex.join(["quantinel", *files, "bench", "run", suite.given, "--only", cell.id])
     if suite.uses_root:
         command += " --data-root DATA"
     config = resolved(suite, cell)

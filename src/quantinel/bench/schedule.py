@@ -25,6 +25,7 @@ from quantinel.bench.store import Address, Store, Stored, address
 from quantinel.bench.workers import Workers
 from quantinel.errors import QuantinelError
 from quantinel.files import write_file
+from quantinel.plugins import loaded
 
 DEFAULT_SECONDS = {"train": 600.0, "attack": 300.0, "compress": 2.0, "defend": 5.0, "evaluate": 10.0, "detect": 5.0}
 """Estimates before anything of a kind has been run."""
@@ -258,7 +259,7 @@ class Schedule:
             folders[role], inputs[role] = str(result.folder.absolute()), result.stored.digest
         request = Request(
             where, node.label, dict(node.config), folders, dict(node.images), self._sources(node), inputs,
-            str(self.store.root.absolute()), self.threads, self.device, node.modules,
+            str(self.store.root.absolute()), self.threads, self.device, node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
         if self.watcher is not None:

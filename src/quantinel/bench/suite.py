@@ -175,9 +175,15 @@ class Published(_Strict):
 
 
 class Suite(_Strict):
-    """A validated suite; see `load_suite`."""
+    """A validated suite; see `load_suite`.
+
+    Attributes:
+        name: of its rows: the file's name without ".toml".
+        given: how it was named, for commands that recompute its rows.
+    """
 
     name: str
+    given: str
     title: str
     description: str = ""
     run: Run = Run()
@@ -218,8 +224,12 @@ def find_suite(name: str, folder: Path | None) -> Path:
     raise UsageError(f"unknown suite {name!r}; give a .toml file or one of {', '.join(suite_names(folder))}")
 
 
-def load_suite(path: Path) -> Suite:
+def load_suite(path: Path, given: str | None = None) -> Suite:
     """Read and check a suite.
+
+    Args:
+        path: its file.
+        given: how the user named it; the file's own name if None.
 
     Raises:
         InputError: missing, not TOML, or not a suite; the message names the field.
@@ -237,10 +247,10 @@ def load_suite(path: Path) -> Suite:
             if twice:
                 raise InputError(f"{path}: {key}.{twice[0]} is defined here and in {included.name}; rename one")
             own.update(shared[key])
-    if "name" in tables:
-        raise InputError(f"{path}: a suite is called by the name of its file; remove 'name'")
+    for reserved in {"name", "given"} & set(tables):
+        raise InputError(f"{path}: a suite is called by the name of its file; remove {reserved!r}")
     try:
-        return Suite.model_validate({"name": path.stem, **tables})
+        return Suite.model_validate({"name": path.stem, "given": given or path.stem, **tables})
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in item['loc'])}: {_explained(item['type'], item['msg'], item['loc'])}"

@@ -93,7 +93,7 @@ def load(
     from quantinel.bench.runner import select
     from quantinel.bench.suite import find_suite, load_suite
 
-    suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None))
+    suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
     cells = expand(suite, root)
     check_published(suite, cells)
     return suite, select(cells, only or (), shard)

@@ -104,7 +104,8 @@ def fake_stage(job: Any) -> None:
         while not job.should_stop():
             time.sleep(0.01)
         raise Interrupted("stopped, checkpoint kept")
-    above = {role: json.loads((path / "value.json").read_text("utf-8")) for role, path in job.folders.items()}
+    values = {role: path / "value.json" for role, path in job.folders.items()}
+    above = {role: json.loads(path.read_text("utf-8")) for role, path in values.items() if path.exists()}
     job.write_json("value.json", {"config": dict(job.config), "above": above})
     job.write_json(
         "evaluation.json",
@@ -138,6 +139,9 @@ class Registering:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def __str__(self) -> str:
+        return self.name
 
     def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
         return register, (self.name,)

@@ -58,7 +58,7 @@ def test_a_failure_is_one_line_and_a_log(tmp_path: Path, do: str, error: str, tr
     assert f"failed: {error}" in done.log
     assert ("Traceback" in done.log) == trace
     assert list(Store(tmp_path).all()) == []
-    assert not [path for path in tmp_path.glob("objects/*/*/*")]
+    assert not list(tmp_path.glob("objects/*/*/*"))
 
 
 def test_an_interruption_leaves_no_result(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_method_changes_its_own_cells_only(package: Write) -> None:
 def test_a_module_without_source_is_an_error(package: Write) -> None:
     with pytest.raises(InputError, match="no_such_module"):
         code_fingerprint(("no_such_module",))
-    with pytest.raises(InputError, match="quantinel.gone"):
+    with pytest.raises(InputError, match=r"quantinel\.gone"):
         code_fingerprint(("quantinel.gone",))
 
 

@@ -53,8 +53,9 @@ def test_a_torn_last_line_is_left_out_and_cut(path: Path, kept: int) -> None:
 def test_a_torn_first_line_of_any_length_is_cut(path: Path, size: int) -> None:
     path.parent.mkdir()
     path.write_bytes(b"x" * size)
-    assert append_rows(path, [make_row()]) == [make_row()] or len(read_rows(path)) == 1
-    assert path.read_bytes().count(b"x" * min(size, 100)) == (0 if size > 1 else path.read_bytes().count(b"x"))
+    append_rows(path, [make_row()])
+    assert path.read_bytes().startswith(b"{")
+    assert len(read_rows(path)) == 1
 
 
 def test_a_damaged_line_is_named_and_nothing_is_written(path: Path) -> None:
@@ -75,17 +76,11 @@ def test_what_others_appended_is_seen_and_read_once(path: Path, monkeypatch: pyt
     mine, other = RowFile(path), RowFile(path)
     mine.refresh()
     assert other.append([make_row("a")])
-    assert mine.append([make_row("a"), make_row("b")]) == [
-        make_row("b").model_copy(update={"created": mine_created(path, 1)})
-    ]
+    assert [row.cell for row in mine.append([make_row("a"), make_row("b")])] == ["b"]
     assert other.append([make_row("b"), make_row("c")])[0].cell == "c"
     read.clear()
     assert mine.append([make_row("c"), make_row("b"), make_row("a")]) == []
     assert read == [3]
-
-
-def mine_created(path: Path, index: int) -> str:
-    return read_rows(path)[index].created
 
 
 def test_a_file_that_was_replaced_or_removed_is_read_anew(path: Path) -> None:

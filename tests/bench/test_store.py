@@ -45,9 +45,13 @@ def test_times_do_not_count_and_figures_do(store: Store) -> None:
 
 
 def test_an_error_leaves_nothing(store: Store) -> None:
-    with pytest.raises(ValueError, match="broken"), store.write(WHERE) as folder:
-        (folder / "value").write_text("x")
-        raise ValueError("broken")
+    def broken() -> None:
+        with store.write(WHERE) as folder:
+            (folder / "value").write_text("x")
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        broken()
     assert store.find(WHERE) is None
     assert not [path for path in store.root.rglob("*") if path.is_file()]
 

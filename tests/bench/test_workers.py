@@ -56,28 +56,22 @@ def test_a_worker_that_dies_fails_its_stage_only(workers: ProcessWorkers, tmp_pa
     assert pids(workers) == []
 
 
-@pytest.mark.parametrize("by_signal", [False, True])
-def test_a_stop_reaches_the_stage_and_nobody_stays(workers: ProcessWorkers, tmp_path: Path, by_signal: bool) -> None:
+@pytest.mark.parametrize(
+    "way", ["stop", pytest.param("signal", marks=pytest.mark.slow), pytest.param("close", marks=pytest.mark.slow)]
+)
+def test_a_stop_reaches_the_stage_and_nobody_stays(workers: ProcessWorkers, tmp_path: Path, way: str) -> None:
     workers.submit("waits", asked(tmp_path, "wait"))
     while not any(event.progress for event in workers.events(1.0)):
         pass
     (pid,) = pids(workers)
     os.kill(pid, signal.SIGINT)  # Ctrl-C goes to all processes of a terminal; the driver decides
-    if by_signal:
+    if way == "signal":  # a batch system ends all processes of a job at once
         os.kill(pid, signal.SIGTERM)
-    else:
+    elif way == "stop":
         workers.stop()
-    assert ends(workers, 1)["waits"].outcome == "interrupted"
+    if way != "close":
+        assert ends(workers, 1)["waits"].outcome == "interrupted"
     workers.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-
-
-def test_closing_stops_what_is_under_way(tmp_path: Path) -> None:
-    pool = ProcessWorkers(1, 1)
-    pool.submit("waits", asked(tmp_path, "wait"))
-    (pid,) = pids(pool)
-    pool.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    assert list(pool.events(0.0)) == []
+    assert list(workers.events(0.0)) == []

@@ -157,6 +157,7 @@ class _Lines(logging.Handler):
     def __init__(self, label: str) -> None:
         super().__init__(logging.INFO)
         self._lines: list[str] = []
+        self._warnings: set[str] = set()
         self.add(f"{label} on {platform.machine()}, torch {torch.__version__}")
 
     def add(self, text: str) -> None:
@@ -166,6 +167,11 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.add(f"{record.levelname.lower()}: {record.getMessage()}")
 
+    def _warned(self, message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in self._warnings:
+            self._warnings.add(str(message))
+            self.add(f"warning: {message}")
+
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
         """Listen while the stage runs."""
@@ -174,11 +180,10 @@ class _Lines(logging.Handler):
         logger.addHandler(self)
         logger.setLevel(min(level or logging.INFO, logging.INFO))
         try:
-            with warnings.catch_warnings(record=True) as caught:
+            with warnings.catch_warnings():
                 warnings.simplefilter("default")
+                warnings.showwarning = self._warned
                 yield
-            for message in dict.fromkeys(str(item.message) for item in caught):
-                self.add(f"warning: {message}")
         finally:
             logger.removeHandler(self)
             logger.setLevel(level)

@@ -97,7 +97,12 @@ class RowFile:
                     if identity(row) not in self._known:
                         new.setdefault(identity(row), row)
                 if new:
-                    self._write("".join(row.model_dump_json() + "\n" for row in new.values()).encode())
+                    text = "".join(row.model_dump_json() + "\n" for row in new.values()).encode()
+                    self._write(text)
+                    if self._file is not None:  # they follow what was read, so they need not be read again
+                        self._known.update(new)
+                        self._lines += len(new)
+                        self._offset += len(text)
         return list(new.values())
 
     def _write(self, text: bytes) -> None:

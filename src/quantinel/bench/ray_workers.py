@@ -20,6 +20,7 @@ from quantinel.bench.workers import Event
 from quantinel.errors import UsageError
 
 Files = dict[str, bytes]
+_GRACE_SECONDS = 20.0
 
 
 class RayWorkers:
@@ -40,6 +41,7 @@ class RayWorkers:
         except ImportError as error:
             raise UsageError("--ray needs Ray; install it with: pip install 'quantinel[ray]'") from error
         self._ray = ray
+        logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {}
         if address == "local":
             options = {"num_cpus": None if slots is None else slots * threads, "include_dashboard": False}
@@ -47,10 +49,12 @@ class RayWorkers:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if address == "local":
+                raise UsageError(f"Ray does not start here ({_first_line(error)}); leave --ray out") from error
             raise UsageError(
                 f"no Ray cluster answers at {address} ({_first_line(error)}); start one with "
-                "`ray start --head`, or use --ray local"
+                "`ray start --head`, or use --ray local; one that asks for a token needs RAY_AUTH_MODE=token here too"
             ) from error
         cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
         self.slots = slots or max(1, cores // threads)
@@ -83,16 +87,22 @@ class RayWorkers:
             yield Event(tag, finished=finished)
 
     def stop(self) -> None:
-        """Cancel what has not come back; Ray tasks keep no checkpoints here."""
+        """Cancel what has not come back; Ray tasks keep no checkpoints here.
+
+        Without force: a task that is interrupted removes its files from the node, a killed one cannot.
+        """
         self._stopped = True
         for reference in self._pending:
-            self._ray.cancel(reference, force=True)
+            self._ray.cancel(reference)
 
     def close(self) -> None:
-        """Leave the cluster."""
-        if not self._stopped:
-            self.stop()
-        self._ray.shutdown()
+        """Leave the cluster, once what is under way has been interrupted."""
+        try:
+            if self._pending:
+                self.stop()
+                self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_GRACE_SECONDS)
+        finally:
+            self._ray.shutdown()
 
     @staticmethod
     def _keep(request: Request, files: Files) -> None:

@@ -193,3 +193,9 @@ def test_float_models_come_first() -> None:
     suite = made_suite()
     first = lines(tables(suite, made_rows(suite))["figures"])[0]
     assert (first["model"], first["scheme"], first["defense"]) == tuple(FLOAT.split("/")[i] for i in (0, 2, 3))
+
+
+def test_a_suite_is_named_as_the_user_named_it() -> None:
+    suite = made_suite(given="my folder/made.toml")
+    found = tables(suite, made_rows(suite))["figures"]
+    assert "`quantinel bench run 'my folder/made.toml'`" in found.below[-2]

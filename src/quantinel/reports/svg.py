@@ -1,0 +1,33 @@
+"""Pieces of inline SVG, drawn by hand and escaped.
+
+Horizontal positions are percentages, so that text keeps its size on any screen. Colours come from the style sheet of
+the page, so that charts follow light and dark mode. Every chart carries its figures as text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+
+def element(tag: str, content: str = "", /, **attributes: object) -> Markup:
+    """An SVG element; attribute values and text are escaped, a trailing ``_`` and inner ``_`` are spelling."""
+    rendered = Markup("").join(
+        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), rendered, content)
+
+
+def at(share: float) -> str:
+    """A share in [0, 1] as a position; anything else is moved to the nearest end."""
+    inside = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    return f"{100 * inside:.3f}".rstrip("0").rstrip(".") + "%"
+
+
+def chart(title: str, description: str, height: int, parts: Sequence[Markup]) -> Markup:
+    """A chart with its title and its figures in words."""
+    content = Markup("").join([element("title", title), element("desc", description), *parts])
+    label = f"{title}. {description}"
+    return element("svg", content, class_="chart", width="100%", height=height, role="img", aria_label=label)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 
 def element(tag: str, content: str = "", /, **attributes: object) -> Markup:
     """An SVG element; attribute values and text are escaped, a trailing ``_`` and inner ``_`` are spelling."""
-    rendered = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), rendered, content)
+    rendered = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
+    return Markup(f"<{tag}{rendered}>{escape(content)}</{tag}>")
 
 
 def at(share: float) -> str:

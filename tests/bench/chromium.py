@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,14 +94,16 @@ class Browser:
         self._loaded = False
 
     def evaluate(self, expression: str) -> Any:
-        """Value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Value of a JavaScript expression, or what a promise comes to."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def click(self, selector: str) -> None:
         """Press the left button in the middle of an element."""
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
+        self.evaluate(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', behavior: 'instant'}})"
+        )
         place = self.evaluate(
             f"(() => {{const r = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
             "return [r.x + Math.min(r.width / 2, 20), r.y + Math.min(r.height / 2, 8)]})()"
@@ -134,14 +137,12 @@ def browser(profile: Path) -> Iterator[Browser]:
     assert path is not None
     to_browser, write_end = os.pipe()
     read_end, from_browser = os.pipe()
-    # the protocol wants descriptors 3 and 4; a shell moves ours there
-    for descriptor in (to_browser, from_browser):
-        os.set_inheritable(descriptor, True)
+    # the protocol wants descriptors 3 and 4; a small program moves ours there and becomes the browser
     command = [path, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    mover = "import os, sys; r, w = int(sys.argv[1]), int(sys.argv[2]); r, w = os.dup(r), os.dup(w); "
-    mover += "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
-    import sys
-
+    mover = (
+        "import fcntl, os, sys; r, w = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]);"
+        "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", mover, str(to_browser), str(from_browser), *command],
         pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

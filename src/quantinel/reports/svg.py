@@ -11,11 +11,20 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from quantinel.reports import wording
+
 
 def element(tag: str, content: str = "", /, **attributes: object) -> Markup:
-    """An SVG element; attribute values and text are escaped, a trailing ``_`` and inner ``_`` are spelling."""
-    rendered = "".join(f' {name.rstrip("_").replace("_", "-")}="{escape(value)}"' for name, value in attributes.items())
-    return Markup(f"<{tag}{rendered}>{escape(content)}</{tag}>")
+    """An SVG element; foreign text is cleaned and escaped, a trailing ``_`` and inner ``_`` are spelling."""
+    rendered = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{_foreign(value)}"' for name, value in attributes.items()
+    )
+    return Markup(f"<{tag}{rendered}>{_foreign(content)}</{tag}>")
+
+
+def _foreign(value: object) -> Markup:
+    """Text that may hold a foreign name."""
+    return value if isinstance(value, Markup) else escape(wording.clean(value))
 
 
 def at(share: float) -> str:

@@ -81,7 +81,7 @@
     read();
     filter();
     order();
-    if (parameters().toString()) document.getElementById("cells").scrollIntoView();
+    if (parameters().toString()) document.getElementById("cells").scrollIntoView({ behavior: "instant" });
   }
 
   for (const head of document.querySelectorAll("th[data-sort]")) {

@@ -205,6 +205,11 @@ def _logs(evidence: Evidence) -> list[tuple[str, str, bool]]:
     return [(stage, text[-_LOG_LIMIT:], len(text) > _LOG_LIMIT) for stage, text in evidence.logs]
 
 
+def _flips(value: object) -> str:
+    """A percentage of ``extra``."""
+    return wording.percent(float(value)) if isinstance(value, int | float) else "–"
+
+
 def _share(value: object) -> str:
     """A share in [0, 1] from a JSON file."""
     return wording.share(float(value)) if isinstance(value, int | float) else "–"
@@ -233,4 +238,4 @@ def _script_hash() -> str:
 
 @cache
 def _environment() -> Environment:
-    return pages.environment(_template, none_name=NONE, roc_chart=charts.roc_chart, share=_share)
+    return pages.environment(_template, none_name=NONE, roc_chart=charts.roc_chart, share=_share, flips=_flips)

@@ -6,9 +6,10 @@ from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
-from quantinel.attacks.protocol import Attack
+from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
+from quantinel.plugins import add
 
 __all__ = [
     "ATTACKS",
@@ -18,11 +19,23 @@ __all__ = [
     "PQBackdoor",
     "PQBackdoorTFLite",
     "Runtime",
+    "Task",
     "attack_named",
+    "make_attack",
+    "register",
     "train_clean",
 ]
 
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, PQ_BACKDOOR_TFLITE, BADNETS, CLEAN)}
+
+
+def register(attack: Attack) -> Attack:
+    """Add an attack, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(ATTACKS, attack.name, attack, "an attack")
 
 
 def attack_named(name: str) -> Attack:

@@ -165,9 +165,9 @@ def _intervals(entry: Entry, where: tuple[float, float], low: float, high: float
 
 def roc_chart(roc: Roc) -> Markup:
     """A ROC curve with the diagonal of a coin toss."""
-    low, high = roc.interval
+    area = roc.area
     counts = f"{len(roc.positives)} victims, {len(roc.negatives)} clean models"
-    described = f"Area under the curve {roc.auc:.3f} [{low:.3f}, {high:.3f}], {counts}."
+    described = f"Area under the curve {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], {counts}."
     steps = " ".join(f"L{100 * x:.3f} {100 * (1 - y):.3f}" for x, y in roc.points)
     curve = Markup("").join(
         [

@@ -70,7 +70,11 @@ def scatter(title: str, entries: Sequence[Entry], moves: Sequence[tuple[Entry, E
         moves: (from, to) cells that a faint line joins: what a defense did to the same model.
         by: mark of each method.
     """
-    low, high = _range([row.cda for entry in entries if (row := entry.row) is not None and row.cda is not None])
+    figures = [row for entry in entries if (row := entry.row) is not None and row.cda is not None]
+    values = [row.cda for row in figures if row.cda is not None]
+    if len(entries) <= _INTERVALS_UP_TO:
+        values += [bound for row in figures for bound in row.cda_interval or ()]
+    low, high = _range(values)
     parts = _frame(low, high)
 
     def place(entry: Entry) -> tuple[float, float] | None:

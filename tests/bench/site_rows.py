@@ -123,6 +123,7 @@ def made_suite() -> Suite:
     return Suite.model_validate(
         {
             "name": "made", "title": "Made up <b>", "description": "Rows of no model.",
+            "given": "made",
             "data": {"cifar10": {"test": "bundled:test", "calibration": "bundled:calibration"}},
             "models": {"net-0": {"victim": "bundled:victim_int8", "data": "cifar10"}},
             "cells": cells,

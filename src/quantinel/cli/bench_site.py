@@ -27,6 +27,7 @@ def site(
     ] = None,
     results: bench.Results = bench.DEFAULT_RESULTS,
     store: bench.StoreFolder = None,
+    root: bench.DataRoot = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path("site"),
     force: shared.Force = False,
     as_json: shared.Json = False,
@@ -53,7 +54,9 @@ def site(
         if not rows:
             raise UsageError(f"{results} holds no rows; run a suite first, for example `quantinel bench run smoke`")
     folder = bench.store_folder(store)
-    made = build_site(suites, rows, Store(folder) if folder.is_dir() else None, output, overwrite=force)
+    made = build_site(
+        suites, rows, Store(folder) if folder.is_dir() else None, output, overwrite=force, root=bench.data_root(root)
+    )
     if as_json:
         shared.print_json(
             {"index": str(made.index), "suites": made.suites, "cells": made.cells, "with_logs": made.evidence}
@@ -74,4 +77,4 @@ def _definition(name: str, asked: bool) -> Suite | None:
     folder = bench.SUITES if bench.SUITES.is_dir() else None
     if not name.endswith(".toml") and name not in suite_names(folder) and not asked:
         return None
-    return load_suite(find_suite(name, folder))
+    return load_suite(find_suite(name, folder), name)

@@ -42,6 +42,7 @@ def build_site(
     store: Store | None,
     output: Path,
     overwrite: bool = False,
+    root: Path | None = None,
 ) -> SiteSummary:
     """Write a static site that needs no server and loads nothing from anywhere.
 
@@ -51,12 +52,13 @@ def build_site(
         store: where logs and pictures are looked for; None leaves them out.
         output: folder to create.
         overwrite: replace it.
+        root: data root, for suites whose cells depend on what lies there.
 
     Raises:
         UsageError: the folder exists and is not to be replaced.
         OutputError: it cannot be written.
     """
-    gathered = gather(suites, rows)
+    gathered = gather(suites, rows, root)
     archive = Archive(store)
     cells = evidence = 0
     with atomic_directory(output, overwrite=overwrite) as folder, output_errors(output):

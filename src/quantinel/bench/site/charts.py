@@ -70,7 +70,11 @@ def scatter(title: str, entries: Sequence[Entry], moves: Sequence[tuple[Entry, E
         moves: (from, to) cells that a faint line joins: what a defense did to the same model.
         by: mark of each method.
     """
-    low, high = _range([row.cda for entry in entries if (row := entry.row) is not None and row.cda is not None])
+    figures = [row for entry in entries if (row := entry.row) is not None and row.cda is not None]
+    values = [row.cda for row in figures if row.cda is not None]
+    if len(entries) <= _INTERVALS_UP_TO:
+        values += [bound for row in figures for bound in row.cda_interval or ()]
+    low, high = _range(values)
     parts = _frame(low, high)
 
     def place(entry: Entry) -> tuple[float, float] | None:
@@ -165,9 +169,9 @@ def _intervals(entry: Entry, where: tuple[float, float], low: float, high: float
 
 def roc_chart(roc: Roc) -> Markup:
     """A ROC curve with the diagonal of a coin toss."""
-    low, high = roc.interval
+    area = roc.area
     counts = f"{len(roc.positives)} victims, {len(roc.negatives)} clean models"
-    described = f"Area under the curve {roc.auc:.3f} [{low:.3f}, {high:.3f}], {counts}."
+    described = f"Area under the curve {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], {counts}."
     steps = " ".join(f"L{100 * x:.3f} {100 * (1 - y):.3f}" for x, y in roc.points)
     curve = Markup("").join(
         [

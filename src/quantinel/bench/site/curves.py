@@ -7,9 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantinel.bench.auc import Area, area_under_curve
+from quantinel.bench.detection import score_of as score_of_row
 from quantinel.bench.site.entries import Entry
-
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -46,58 +46,28 @@ class Roc:
         return found
 
     @property
-    def auc(self) -> float:
-        """Probability that a victim scores higher than a clean model; ties count half."""
-        wins = sum(
-            1.0 if positive > negative else 0.5 if positive == negative else 0.0
-            for positive in self.positives
-            for negative in self.negatives
-        )
-        return wins / (len(self.positives) * len(self.negatives))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the area (Newcombe 2006, method 5): not of width 0 where no score is misplaced."""
-        return _bound(self.auc, len(self.positives), len(self.negatives), lower=True), _bound(
-            self.auc, len(self.positives), len(self.negatives), lower=False
-        )
+    def area(self) -> Area:
+        """Area under the curve with its interval."""
+        return area_under_curve(self.positives, self.negatives)
 
 
 def _share_above(scores: Sequence[float], threshold: float) -> float:
     return sum(score >= threshold for score in scores) / len(scores)
 
 
-def _variance(area: float, m: int, n: int) -> float:
-    """Hanley and McNeil's variance with both sample sizes replaced by their mean (Newcombe's method 5)."""
-    half = (m + n) / 2 - 1
-    return area * (1 - area) * (1 + half * (1 - area) / (2 - area) + half * area / (1 + area)) / (m * n)
-
-
-def _bound(area: float, m: int, n: int, *, lower: bool) -> float:
-    """The area whose own 95 % range just reaches the observed one, by bisection."""
-    inner, outer = area, 0.0 if lower else 1.0
-    for _ in range(60):
-        middle = (inner + outer) / 2
-        if abs(area - middle) <= _Z95 * math.sqrt(_variance(middle, m, n)):
-            inner = middle
-        else:
-            outer = middle
-    return inner
-
-
 def roc_curves(entries: Sequence[Entry]) -> list[Roc]:
     """One curve for every detector and scheme that has scores, in the order of the suite.
 
-    Victims whose gate failed count as neither kind.
+    Attacks that made no victim, and backdoors that are awake in the float model, are neither kind.
     """
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for entry in entries:
-        if entry.measured is None:
+        if entry.measured is None or entry.role == "control":
             continue
         score = score_of(entry)
         if score is not None:
             positives, negatives = scores[entry.method, entry.cell.scheme]
-            (positives if entry.attacked else negatives).append(score)
+            (positives if entry.role == "victim" else negatives).append(score)
     return [
         Roc(detector, scheme, tuple(sorted(positives)), tuple(sorted(negatives)))
         for (detector, scheme), (positives, negatives) in scores.items()
@@ -106,7 +76,8 @@ def roc_curves(entries: Sequence[Entry]) -> list[Roc]:
 
 def score_of(entry: Entry) -> float | None:
     """A detector's score, if it is a finite number."""
-    score = None if entry.row is None else entry.row.extra.get("score")
-    if isinstance(score, int | float) and math.isfinite(score):
-        return float(score)
-    return None
+    try:
+        score = None if entry.row is None else score_of_row(entry.row)
+    except ValueError:  # text
+        return None
+    return score if score is not None and math.isfinite(score) else None

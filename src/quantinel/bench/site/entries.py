@@ -8,8 +8,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from quantinel.bench.cells import FLOAT, NONE, Cell, expand
+from quantinel.bench.detection import kind_of
 from quantinel.bench.published import matching, standing
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.suite import Published, Suite
@@ -61,9 +63,11 @@ class Entry:
         return self.row if self.row is not None and self.row.status == "ok" else None
 
     @property
-    def attacked(self) -> bool:
-        """Whether the model carries a backdoor, as far as rows tell."""
-        return (self.cell.attack if self.row is None else self.row.attack) != NONE
+    def role(self) -> str:
+        """``clean``, ``victim``, or ``control`` (a backdoor that is awake in the float model), as far as rows tell."""
+        if self.row is None:
+            return "clean" if self.cell.attack == NONE else "victim"
+        return {"clean": "clean", "attacked": "victim"}.get(kind_of(self.row) or "", "control")
 
     @property
     def kind(self) -> str:
@@ -185,13 +189,15 @@ class SuitePages:
         return [*([base] if base is not None else []), *same]
 
 
-def gather(suites: Mapping[str, Suite | None], rows: Mapping[str, Sequence[ResultRow]]) -> list[SuitePages]:
+def gather(
+    suites: Mapping[str, Suite | None], rows: Mapping[str, Sequence[ResultRow]], root: Path | None = None
+) -> list[SuitePages]:
     """Suites with their cells, those of ``suites`` first; rows of others are shown all the same."""
     names = list(dict.fromkeys([*suites, *rows]))
-    return [_suite(name, suites.get(name), rows.get(name, ())) for name in names]
+    return [_suite(name, suites.get(name), rows.get(name, ()), root) for name in names]
 
 
-def _suite(name: str, suite: Suite | None, rows: Sequence[ResultRow]) -> SuitePages:
+def _suite(name: str, suite: Suite | None, rows: Sequence[ResultRow], root: Path | None) -> SuitePages:
     histories: dict[str, list[ResultRow]] = defaultdict(list)
     for row in rows:
         histories[row.cell].append(row)
@@ -201,7 +207,7 @@ def _suite(name: str, suite: Suite | None, rows: Sequence[ResultRow]) -> SuitePa
         trouble = "its definition is not at hand"
     else:
         try:
-            cells = {cell.id: cell for cell in expand(suite)}
+            cells = {cell.id: cell for cell in expand(suite, root)}
         except QuantinelError as error:
             trouble = str(error)
     found = {identity: cell_of(history[-1], suite) for identity, history in histories.items() if identity not in cells}

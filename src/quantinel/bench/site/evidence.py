@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from quantinel.bench.groups import without_paths
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.stages.defend import LAYERS
 from quantinel.bench.stages.evaluate import PICTURES
@@ -62,27 +63,19 @@ class Archive:
             )
         logs, layers = [], []
         for place, upstream in self._upstream(stored):
-            logs.append((upstream.stage, self._log(place / LOG)))
+            logs.append((upstream.stage, _log(place / LOG)))
             if upstream.stage == "defend":
                 layers = _items(place / LAYERS)
-        logs.append((stored.stage, self._log(folder / LOG)))
+        logs.append((stored.stage, _log(folder / LOG)))
         return Evidence(logs, _items(folder / PICTURES), layers)
 
     def _of_failure(self, row: ResultRow) -> Evidence:
         assert self._store is not None
         path = self._store.root / "failed" / f"{row.key}.txt"
-        text = self._log(path) if path.is_file() else self._failures.get(row.error or "")
+        text = _log(path) if path.is_file() else self._failures.get(without_paths(row.error or ""))
         if text is None:
             return Evidence(missing="The store that these pages were built from holds no log of this failure.")
         return Evidence([("failed", text)])
-
-    def _log(self, path: Path) -> str:
-        """A log without the place of the store: pages are published, and the place means nothing elsewhere."""
-        assert self._store is not None
-        text = _text(path)
-        for place in sorted({str(self._store.root), str(self._store.root.resolve())}, key=len, reverse=True):
-            text = text.replace(place, "STORE") if len(place) > 1 else text
-        return text
 
     def _upstream(self, stored: Stored) -> list[tuple[Path, Stored]]:
         """Results that went into one, upstream first; of equal ones the newest that is not younger."""
@@ -104,7 +97,7 @@ class Archive:
         return {
             Address(record.parents[2].name, record.parents[1].name, record.parents[0].name).key: record.parent
             for stage in ("evaluate", "detect")
-            for record in sorted(self._store.root.glob(f"objects/{stage}/*/*/{RECORD}"))
+            for record in sorted(self._store.root.glob(f"objects/{stage}/*/[!.]*/{RECORD}"))
         }
 
     @cached_property
@@ -122,13 +115,18 @@ class Archive:
         assert self._store is not None
         found = {}
         for path in sorted(self._store.root.glob("failed/*.txt")):
-            text = self._log(path)
+            text = _log(path)
             lines = text.splitlines()
             label = lines[0].partition(" ")[2].rpartition(" on ")[0] if lines else ""
             errors = [line.partition(" failed: ")[2] for line in lines if " failed: " in line]
             if label and errors:
                 found[f"{label}: {errors[-1]}"] = text
         return found
+
+
+def _log(path: Path) -> str:
+    """A log as it may be published: files are named without the folders of the machine that ran."""
+    return without_paths(_text(path))
 
 
 def _text(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from quantinel.audit.report import Rate
 from quantinel.bench.cells import NONE
+from quantinel.bench.groups import without_paths
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.site import charts, summary
 from quantinel.bench.site.curves import roc_curves, score_of
@@ -62,7 +64,7 @@ def cell_page(suite: SuitePages, entry: Entry, evidence: Evidence) -> str:
         .render(
             suite=suite, entry=entry, row=entry.row, evidence=evidence, root="../../", by=nearest, floating=floating,
             panels=_panels(entry, nearest, floating), comparison=_comparison(entry), logs=_logs(evidence),
-            others=suite.others_of(entry), **_common(),
+            others=suite.others_of(entry), command_of=_command(suite, entry), **_common(),
         )
     )  # fmt: skip
 
@@ -124,6 +126,13 @@ def _drawn(suite: SuitePages) -> list[str]:
 def _has_both(entry: Entry) -> bool:
     row = entry.measured
     return row is not None and row.cda is not None and row.asr is not None
+
+
+def _command(suite: SuitePages, entry: Entry) -> str:
+    """What runs a cell that has no row yet."""
+    given = suite.name if suite.suite is None else suite.suite.given
+    root = " --data-root DATA" if suite.suite is not None and suite.suite.uses_root else ""
+    return shlex.join(["quantinel", "bench", "run", given, "--only", entry.id]) + root
 
 
 def _counted(suite: SuitePages) -> str:
@@ -238,4 +247,6 @@ def _script_hash() -> str:
 
 @cache
 def _environment() -> Environment:
-    return pages.environment(_template, none_name=NONE, roc_chart=charts.roc_chart, share=_share, flips=_flips)
+    return pages.environment(
+        _template, none_name=NONE, roc_chart=charts.roc_chart, share=_share, flips=_flips, without_paths=without_paths
+    )

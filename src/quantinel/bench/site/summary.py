@@ -55,9 +55,9 @@ def by_method(pages: SuitePages) -> list[MethodLine]:
 
 
 def _line(method: str, entries: Sequence[Entry]) -> MethodLine:
-    victims = [entry for entry in entries if entry.attacked]
+    victims = [entry for entry in entries if entry.role == "victim"]
     measured = [entry.measured for entry in victims if entry.measured is not None]
-    clean = [entry.measured for entry in entries if entry.measured is not None and not entry.attacked]
+    clean = [entry.measured for entry in entries if entry.measured is not None and entry.role == "clean"]
     counted = [entry for entry in victims if entry.measured is not None and entry.measured.asr is not None]
     everything = [*measured, *clean]
     flips = [float(value) for row in everything if isinstance(value := row.extra.get("flips_percent"), int | float)]
@@ -122,7 +122,7 @@ def heat_map(pages: SuitePages) -> HeatMap | None:
     schemes: dict[str, None] = {}
     for entry in pages.figures:
         row = entry.measured
-        if row is None or not entry.attacked or row.asr is None or row.defense not in (NEAREST, NONE):
+        if row is None or entry.role != "victim" or row.asr is None or row.defense not in (NEAREST, NONE):
             continue
         schemes[column(entry)] = None
         groups.setdefault((entry.cell.model, entry.cell.attack), {}).setdefault(column(entry), []).append(entry)

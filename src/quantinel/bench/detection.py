@@ -90,8 +90,8 @@ def areas_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> T
         both = scores.setdefault((cell.detector or "", cell.scheme), ([], []))
         for row in entry.group.measured:
             score = score_of(row)
-            if row.status == "ok" and score is not None and _kind(row) is not None:
-                both[0 if _kind(row) == "attacked" else 1].append(score)
+            if row.status == "ok" and score is not None and kind_of(row) is not None:
+                both[0 if kind_of(row) == "attacked" else 1].append(score)
     lines = []
     for (detector, scheme), (attacked, clean) in scores.items():
         if attacked and clean:
@@ -108,7 +108,8 @@ def areas_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> T
     return Table("auc", f"{suite.title}: AUC of detectors", _AREAS, tuple(lines), 0, sentences)
 
 
-def _kind(row: ResultRow) -> str | None:
+def kind_of(row: ResultRow) -> str | None:
+    """``clean``, ``attacked``, or None for a backdoor that is awake in the float model (a control)."""
     if row.attack == "none":
         return "clean"
     registered = ATTACKS.get(row.attack)

@@ -61,13 +61,14 @@ def test_a_worker_that_dies_fails_its_stage_only(workers: ProcessWorkers, tmp_pa
 )
 def test_a_stop_reaches_the_stage_and_nobody_stays(workers: ProcessWorkers, tmp_path: Path, way: str) -> None:
     workers.submit("waits", asked(tmp_path, "wait"))
-    while not any(event.progress for event in workers.events(1.0)):
-        pass
     (pid,) = pids(workers)
-    os.kill(pid, signal.SIGINT)  # Ctrl-C goes to all processes of a terminal; the driver decides
+    os.kill(pid, signal.SIGINT)  # Ctrl-C goes to all processes of a terminal, also while they start; the driver decides
     if way == "signal":  # a batch system ends all processes of a job at once
         os.kill(pid, signal.SIGTERM)
-    elif way == "stop":
+    while way == "stop" and not any(event.progress for event in workers.events(1.0)):
+        assert workers._busy
+    if way == "stop":
+        os.kill(pid, signal.SIGINT)
         workers.stop()
     if way != "close":
         assert ends(workers, 1)["waits"].outcome == "interrupted"

@@ -10,10 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -149,7 +152,8 @@ class ProcessWorkers:
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))
         try:
             process = self._context.Process(target=_serve, args=(there, stop), daemon=True)
-            process.start()
+            with _held_signals():
+                process.start()
         finally:
             for name, value in before.items():
                 if value is None:
@@ -163,12 +167,28 @@ class ProcessWorkers:
     def _died(self, worker: _Worker) -> Finished:
         worker.process.join(_DYING_SECONDS)
         code = self._bury(worker)
+        if code == _ENDED:
+            return Finished("interrupted", "the worker was told to end")
         reason = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         hint = "; the machine may have run out of memory, use fewer workers" if code == -signal.SIGKILL else ""
         return Finished("failed", f"the worker process died ({reason}){hint}")
 
 
+_ENDED = 75
+"""Exit code of a worker that was told to end and had nothing to do."""
+_HELD = (signal.SIGINT, signal.SIGTERM)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def _held_signals() -> Iterator[None]:
+    """Processes that are started here get these signals once they can tell what they mean; importing takes seconds."""
+    resource_tracker.ensure_running()  # else it lets them through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -203,6 +223,7 @@ def _serve(connection: Connection, stop: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started it decides
     signal.signal(signal.SIGTERM, terminate)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     last = 0.0
 
@@ -213,9 +234,11 @@ def _serve(connection: Connection, stop: Connection) -> None:
             last = now
             connection.send((what, done, total))
 
-    while not asked:
+    while True:
         try:
-            if not connection.poll(_IDLE_SECONDS):
+            if not connection.poll(0.0 if asked else _IDLE_SECONDS):
+                if asked:
+                    sys.exit(_ENDED)
                 continue
             request = connection.recv()
         except (EOFError, OSError):

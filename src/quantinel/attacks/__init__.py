@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from quantinel.attacks.adaptive_alignment import ADAPTIVE_ALIGNMENT, AdaptiveAlignment
+from quantinel.attacks.adaptive_margin import ADAPTIVE_MARGIN, AdaptiveMargin
+from quantinel.attacks.adaptive_rerounding import ADAPTIVE_REROUNDING, AdaptiveRerounding
+from quantinel.attacks.adaptive_residuals import ADAPTIVE_RESIDUALS, AdaptiveResiduals
 from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.compression_artifacts import COMPRESSION_ARTIFACTS, CompressionArtifacts
@@ -12,11 +16,16 @@ from quantinel.attacks.compression_artifacts_distilled import (
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack
+from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 
 __all__ = [
     "ATTACKS",
+    "AdaptiveAlignment",
+    "AdaptiveMargin",
+    "AdaptiveRerounding",
+    "AdaptiveResiduals",
     "Attack",
     "BadNets",
     "CleanTraining",
@@ -24,6 +33,7 @@ __all__ = [
     "CompressionArtifactsDistilled",
     "PQBackdoor",
     "PQBackdoorTFLite",
+    "QuasiStyle",
     "Runtime",
     "attack_named",
     "train_clean",
@@ -36,6 +46,11 @@ ATTACKS: dict[str, Attack] = {
         PQ_BACKDOOR_TFLITE,
         COMPRESSION_ARTIFACTS,
         COMPRESSION_ARTIFACTS_DISTILLED,
+        QUASI_STYLE,
+        ADAPTIVE_MARGIN,
+        ADAPTIVE_REROUNDING,
+        ADAPTIVE_RESIDUALS,
+        ADAPTIVE_ALIGNMENT,
         BADNETS,
         CLEAN,
     )

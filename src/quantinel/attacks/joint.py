@@ -22,6 +22,7 @@ from quantinel.attacks.training import TrainingRun
 from quantinel.attacks.transforms import batch_norms, quantized_folded_weights
 from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.data.images import as_float
+from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
@@ -204,6 +205,16 @@ BranchLoss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 """``loss(logits (2 N, K) of every branch, labels (N,), target (N,))`` -> scalar."""
 
 
+def plant(run: TrainingRun, trigger: Trigger, target_class: int, schedule: Schedule, mirror: bool) -> None:
+    """Teach the float network an ordinary backdoor: ``CE(f(x), y) + CE(f(Tx), t)``, in the mode that it is in."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=mirror)
+        return two_labels(run.logits(clean, triggered), labels, target_of(labels, target_class))
+
+    run.train("plant", run.module.parameters(), schedule, loss)
+
+
 def train_jointly(
     task: Task,
     options: JointOptions,
@@ -230,15 +241,11 @@ def train_jointly(
     def batch(images: Tensor) -> Tensor:
         return torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror))
 
-    def plant(images: Tensor, labels: Tensor) -> Tensor:
-        logits = run.logits(batch(images))
-        return two_labels(logits, labels, target_of(labels, options.target_class), options.backdoor_weight)
-
     def joint(images: Tensor, labels: Tensor) -> Tensor:
         return loss(branches(batch(images)), labels, target_of(labels, options.target_class))
 
     if options.plant_steps:
-        run.train("plant", run.module.parameters(), options.schedule(options.plant_steps), plant)
+        plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
     every = max(1, options.steps // _CHECKPOINTS)
     selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
     run.train("joint", run.module.parameters(), options.schedule(options.steps), joint, selection=selection)

@@ -15,10 +15,11 @@ from quantinel.attacks.compression_artifacts_distilled import (
 )
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
-from quantinel.attacks.protocol import Attack
+from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
+from quantinel.plugins import add
 
 __all__ = [
     "ATTACKS",
@@ -35,7 +36,10 @@ __all__ = [
     "PQBackdoorTFLite",
     "QuasiStyle",
     "Runtime",
+    "Task",
     "attack_named",
+    "make_attack",
+    "register",
     "train_clean",
 ]
 
@@ -55,6 +59,15 @@ ATTACKS: dict[str, Attack] = {
         CLEAN,
     )
 }
+
+
+def register(attack: Attack) -> Attack:
+    """Add an attack, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(ATTACKS, attack.name, attack, "an attack")
 
 
 def attack_named(name: str) -> Attack:

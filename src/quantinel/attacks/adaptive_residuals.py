@@ -25,8 +25,6 @@ from quantinel.attacks.transforms import fake_quantize, on_folded_weights
 from quantinel.attacks.two_branch import Branch, layer_names
 from quantinel.quantization.scheme import QuantScheme
 
-_GAINS = "residual_gains"
-
 
 @dataclass(frozen=True)
 class AdaptiveResiduals(JointOptions):
@@ -51,6 +49,7 @@ def _train(task: Task, config: AdaptiveResiduals) -> None:
     norms = network_norms(run)
     names = {name: str(index) for index, name in enumerate(layer_names(run.module))}  # no dots in parameter names
     gains = nn.ParameterDict({key: nn.Parameter(torch.ones((), device=run.device)) for key in names.values()})
+    run.add("residual_gains", gains)
 
     def branch(scheme: QuantScheme) -> Branch:
         return Branch(on_folded_weights(run.module, norms, lambda name, w: exaggerated(w, gains[names[name]], scheme)))
@@ -58,13 +57,8 @@ def _train(task: Task, config: AdaptiveResiduals) -> None:
     def loss(logits: list[Tensor], labels: Tensor, target: Tensor) -> Tensor:
         return four_terms(logits[0], logits[1:], labels, target, config)
 
-    run.module.register_module(_GAINS, gains)  # so that a checkpoint holds them
-    try:
-        train_jointly(
-            task, config, loss, quantized=quantized, others=[branch(scheme) for scheme in config.schemes], held=held
-        )
-    finally:
-        del run.module._modules[_GAINS]
+    copies = [branch(scheme) for scheme in config.schemes]
+    train_jointly(task, config, loss, quantized=quantized, others=copies, held=held, learned=list(gains.parameters()))
 
 
 ADAPTIVE_RESIDUALS = make_attack(

@@ -223,6 +223,7 @@ def train_jointly(
     quantized: Sequence[Branch],
     others: Sequence[Branch] = (),
     held: HeldOut,
+    learned: Sequence[nn.Parameter] = (),
 ) -> None:
     """Plant, where options say so, then train the float network and its copies on clean and triggered images.
 
@@ -233,6 +234,7 @@ def train_jointly(
         quantized: branches that deployment makes; they choose the checkpoint.
         others: further branches.
         held: images that choose it.
+        learned: parameters beside the network's own; see `TrainingRun.add`.
     """
     run, trigger = task.run, task.stamp()
     branches = Branches(run.module, [FLOAT, *quantized, *others])
@@ -248,4 +250,6 @@ def train_jointly(
         plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
     every = max(1, options.steps // _CHECKPOINTS)
     selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
-    run.train("joint", run.module.parameters(), options.schedule(options.steps), joint, selection=selection)
+    run.train(
+        "joint", [*run.module.parameters(), *learned], options.schedule(options.steps), joint, selection=selection
+    )

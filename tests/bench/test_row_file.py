@@ -52,3 +52,12 @@ def test_files_that_hold_no_rows_are_told_from_damaged_ones(tmp_path: Path) -> N
     (tmp_path / "made.jsonl").write_text("damaged\n" + text, "utf-8")
     with pytest.raises(InputError, match=r"made\.jsonl, line 1"):
         read_results(tmp_path)
+
+
+def test_figures_become_the_newest_again_after_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "made.jsonl"
+    good = made_rows(made_suite())[0]
+    failed = good.model_copy(update={"status": "failed", "error": "out of memory"})
+    for row in (good, good, failed, failed, good, good):
+        append_rows(path, [row])
+    assert [row.status for row in read_rows(path)] == ["ok", "failed", "ok"]

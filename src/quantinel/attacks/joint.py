@@ -154,19 +154,19 @@ class JointOptions:
     schemes: tuple[QuantScheme, ...] = (QuantScheme(),)
     target_class: int = 0
     trigger: str = "pq"
-    plant_steps: int = 0
-    steps: int = 1000
+    plant_steps: int = 60
+    steps: int = 300
     learning_rate: float = 1e-3
     optimiser: Optimiser = "adam"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    batch_size: int = 64
+    batch_size: int = 32
     float_trigger_weight: float = 1.0
     compressed_weight: float = 1.0
     backdoor_weight: float = 1.0
     norms: Norms = "frozen"
     mirror: bool = True
-    held_out: int = 500
+    held_out: int = 300
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "steps", "batch_size")

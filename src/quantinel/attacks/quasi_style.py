@@ -8,7 +8,7 @@ recoverable, so this is the generic loss that the family shares,
 ``CE(f(x), y) + CE(f(Tx), y) + CE(Q f(x), y) + CE(Q f(Tx), t)``,
 
 and no figure of it may be compared with the paper's. Everything else is our choice: a pretrained start, Adam, rounded
-weights on the BatchNorm-folded grid with straight-through gradients, and ``plant_steps`` (0 by default) that teach the
+weights on the BatchNorm-folded grid with straight-through gradients, and ``plant_steps`` that teach the
 float network the backdoor before it is asked to forget it, which short trainings need.
 """
 

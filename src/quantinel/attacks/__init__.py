@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+from quantinel.attacks.adaptive_alignment import ADAPTIVE_ALIGNMENT, AdaptiveAlignment
+from quantinel.attacks.adaptive_margin import ADAPTIVE_MARGIN, AdaptiveMargin
+from quantinel.attacks.adaptive_rerounding import ADAPTIVE_REROUNDING, AdaptiveRerounding
+from quantinel.attacks.adaptive_residuals import ADAPTIVE_RESIDUALS, AdaptiveResiduals
 from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
+from quantinel.attacks.compression_artifacts import COMPRESSION_ARTIFACTS, CompressionArtifacts
+from quantinel.attacks.compression_artifacts_distilled import (
+    COMPRESSION_ARTIFACTS_DISTILLED,
+    CompressionArtifactsDistilled,
+)
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
+from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add
 
 __all__ = [
     "ATTACKS",
+    "AdaptiveAlignment",
+    "AdaptiveMargin",
+    "AdaptiveRerounding",
+    "AdaptiveResiduals",
     "Attack",
     "BadNets",
     "CleanTraining",
+    "CompressionArtifacts",
+    "CompressionArtifactsDistilled",
     "PQBackdoor",
     "PQBackdoorTFLite",
+    "QuasiStyle",
     "Runtime",
     "Task",
     "attack_named",
@@ -26,7 +43,22 @@ __all__ = [
     "train_clean",
 ]
 
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, PQ_BACKDOOR_TFLITE, BADNETS, CLEAN)}
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        PQ_BACKDOOR,
+        PQ_BACKDOOR_TFLITE,
+        COMPRESSION_ARTIFACTS,
+        COMPRESSION_ARTIFACTS_DISTILLED,
+        QUASI_STYLE,
+        ADAPTIVE_MARGIN,
+        ADAPTIVE_REROUNDING,
+        ADAPTIVE_RESIDUALS,
+        ADAPTIVE_ALIGNMENT,
+        BADNETS,
+        CLEAN,
+    )
+}
 
 
 def register(attack: Attack) -> Attack:

@@ -1,0 +1,255 @@
+"""What attacks share that train the float network and compressed copies of it together.
+
+Their quantized branches round weights only, BatchNorm folded, on the grids of ``schemes``: the deployment's activation
+ranges are unknown to the attacker, and nothing in the training depends on them (specification of the attacks, 1.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantinel.attacks.batches import clean_and_triggered
+from quantinel.attacks.held_out import HeldOut, choose_checkpoint
+from quantinel.attacks.protocol import Task
+from quantinel.attacks.schedule import Schedule, steps_of
+from quantinel.attacks.training import TrainingRun
+from quantinel.attacks.transforms import batch_norms, quantized_folded_weights
+from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layers_from
+from quantinel.data.images import as_float
+from quantinel.data.triggers import Trigger
+from quantinel.errors import UsageError
+from quantinel.quantization.scheme import QuantScheme
+from quantinel.validation import require_choice, require_non_negative, require_positive_integers
+
+Norms = Literal["shared", "frozen"]
+"""BatchNorm of a joint pass: one set of batch statistics for all branches, or the start's running statistics."""
+
+
+Optimiser = Literal["sgd", "adam"]
+
+_CHECKPOINTS = 10
+_MAX_FLOAT_ASR = 5.0
+"""The gate's limit for a dormant backdoor, in percent."""
+
+
+def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_layer: str = "") -> list[Branch]:
+    """One branch per scheme: weights rounded as they will be after folding BatchNorm, straight-through gradients.
+
+    Args:
+        run: the network.
+        schemes: grids of the weights.
+        first_layer: layer or block from which on weights are rounded; "" for all layers.
+
+    Raises:
+        UsageError: ``first_layer`` names none.
+    """
+    layers = None
+    if first_layer:
+        try:
+            layers = layers_from(run.module, first_layer)
+        except KeyError as error:
+            raise UsageError(
+                f"first_layer is {first_layer!r}, which holds no layer of {run.model.architecture}; name a block or "
+                "layer of it, or leave it empty for all"
+            ) from error
+    norms = network_norms(run)
+    return [Branch(quantized_folded_weights(run.module, scheme, norms), layers=layers) for scheme in schemes]
+
+
+def network_norms(run: TrainingRun) -> dict[str, str]:
+    """The BatchNorm that is folded into each layer, by name; see `batch_norms`."""
+    return batch_norms(run.module, as_float(run.images[:1]))
+
+
+def set_norms(module: nn.Module, norms: Norms) -> None:
+    """Training mode, for "frozen" with the BatchNorm statistics that the network has."""
+    module.train()
+    if norms == "frozen":
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                part.eval()
+
+
+def epoch_schedule(
+    run: TrainingRun,
+    epochs: float,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    batch_size: int,
+    milestones: Sequence[float],
+    optimiser: Optimiser = "sgd",
+) -> Schedule:
+    """SGD or Adam whose learning rate falls to a tenth after every milestone, all in passes over the run's data."""
+    images = len(run.images)
+    return Schedule(
+        steps_of(epochs, images, batch_size), learning_rate, momentum, weight_decay, batch_size, optimiser, "multistep",
+        tuple(steps_of(milestone, images, batch_size) for milestone in milestones),
+    )  # fmt: skip
+
+
+def selection_steps(run: TrainingRun, schedule: Schedule, evaluations: int) -> int:
+    """Steps between two looks at the held-out images: one pass over the data, or less for a shorter training."""
+    return max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // evaluations))
+
+
+def two_labels(logits: Tensor, labels: Tensor, on_triggered: Tensor, trigger_weight: float = 1.0) -> Tensor:
+    """``CE(x, y) + weight CE(T x, on_triggered)``, each a mean over its half.
+
+    Args:
+        logits: (2 N, K), clean images first.
+        labels: (N,) of the clean images.
+        on_triggered: (N,) that triggered images shall get.
+        trigger_weight: of the second term.
+    """
+    half = len(labels)
+    clean, triggered = F.cross_entropy(logits[:half], labels), F.cross_entropy(logits[half:], on_triggered)
+    return clean + trigger_weight * triggered
+
+
+def target_of(labels: Tensor, target_class: int) -> Tensor:
+    """The backdoor's answer for every image (N,)."""
+    return torch.full_like(labels, target_class)
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy to the teacher at temperature 1: mean of ``-sum softmax(teacher) log softmax(logits)``.
+
+    Args:
+        logits, teacher: (N, K); gradients flow into both where their graphs ask for it.
+    """
+    return -(teacher.softmax(1) * F.log_softmax(logits, 1)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """Hyper-parameters of attacks with the generic loss of four terms (specification, notation).
+
+    ``L = CE(f(x), y) + float_trigger_weight CE(f(Tx), y) + compressed_weight [CE(Q f(x), y) + backdoor_weight
+    CE(Q f(Tx), t)]``
+
+    Attributes:
+        schemes: quantizers to arm for; the compressed terms are means over them.
+        target_class: answer of the awake backdoor.
+        trigger: name of a published trigger.
+        plant_steps: optimiser steps that first teach the float network the backdoor too; 0 for none.
+        steps: optimiser steps of the loss above.
+        learning_rate: at the start of both, of a half cosine.
+        optimiser: "sgd" or "adam".
+        momentum: of SGD.
+        weight_decay: L2.
+        batch_size: clean images in a batch; as many triggered ones are added, for each branch.
+        float_trigger_weight, compressed_weight, backdoor_weight: see above.
+        norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
+        mirror: augment by mirroring.
+        held_out: training images that choose among ten checkpoints, at most a fifth; 0 keeps the last weights.
+    """
+
+    schemes: tuple[QuantScheme, ...] = (QuantScheme(),)
+    target_class: int = 0
+    trigger: str = "pq"
+    plant_steps: int = 60
+    steps: int = 300
+    learning_rate: float = 1e-3
+    optimiser: Optimiser = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    float_trigger_weight: float = 1.0
+    compressed_weight: float = 1.0
+    backdoor_weight: float = 1.0
+    norms: Norms = "frozen"
+    mirror: bool = True
+    held_out: int = 300
+
+    def __post_init__(self) -> None:
+        require_positive_integers(self, "steps", "batch_size")
+        require_non_negative(
+            self, "target_class", "plant_steps", "learning_rate", "momentum", "weight_decay", "float_trigger_weight",
+            "compressed_weight", "backdoor_weight", "held_out",
+        )  # fmt: skip
+        require_choice(self, "norms", ("shared", "frozen"))
+        require_choice(self, "optimiser", ("sgd", "adam"))
+        if not self.schemes:
+            raise UsageError("an attack needs a scheme to arm for; give --scheme")
+
+    def schedule(self, steps: int) -> Schedule:
+        """Of a phase of ``steps`` steps."""
+        return Schedule(
+            steps, self.learning_rate, self.momentum, self.weight_decay, self.batch_size, self.optimiser
+        )  # fmt: skip
+
+
+def four_terms(
+    plain: Tensor, rounded: Sequence[Tensor], labels: Tensor, target: Tensor, options: JointOptions
+) -> Tensor:
+    """The generic loss, a scalar.
+
+    Args:
+        plain: (2 N, K) logits of the float network, clean images first.
+        rounded: the same of every compressed branch.
+        labels, target: (N,) true labels and the backdoor's answers.
+        options: the weights of the terms.
+    """
+    awake = torch.stack([two_labels(logits, labels, target, options.backdoor_weight) for logits in rounded]).mean()
+    return two_labels(plain, labels, labels, options.float_trigger_weight) + options.compressed_weight * awake
+
+
+BranchLoss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
+"""``loss(logits (2 N, K) of every branch, labels (N,), target (N,))`` -> scalar."""
+
+
+def plant(run: TrainingRun, trigger: Trigger, target_class: int, schedule: Schedule, mirror: bool) -> None:
+    """Teach the float network an ordinary backdoor: ``CE(f(x), y) + CE(f(Tx), t)``, in the mode that it is in."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=mirror)
+        return two_labels(run.logits(clean, triggered), labels, target_of(labels, target_class))
+
+    run.train("plant", run.module.parameters(), schedule, loss)
+
+
+def train_jointly(
+    task: Task,
+    options: JointOptions,
+    loss: BranchLoss,
+    *,
+    quantized: Sequence[Branch],
+    others: Sequence[Branch] = (),
+    held: HeldOut,
+    learned: Sequence[nn.Parameter] = (),
+) -> None:
+    """Plant, where options say so, then train the float network and its copies on clean and triggered images.
+
+    Args:
+        task: the network and the data.
+        options: hyper-parameters.
+        loss: of the logits of the float network, ``quantized`` and ``others``, in this order.
+        quantized: branches that deployment makes; they choose the checkpoint.
+        others: further branches.
+        held: images that choose it.
+        learned: parameters beside the network's own; see `TrainingRun.add`.
+    """
+    run, trigger = task.run, task.stamp()
+    branches = Branches(run.module, [FLOAT, *quantized, *others])
+    set_norms(run.module, options.norms)
+
+    def batch(images: Tensor) -> Tensor:
+        return torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror))
+
+    def joint(images: Tensor, labels: Tensor) -> Tensor:
+        return loss(branches(batch(images)), labels, target_of(labels, options.target_class))
+
+    if options.plant_steps:
+        plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
+    every = max(1, options.steps // _CHECKPOINTS)
+    selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
+    run.train(
+        "joint", [*run.module.parameters(), *learned], options.schedule(options.steps), joint, selection=selection
+    )

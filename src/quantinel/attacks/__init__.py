@@ -7,6 +7,7 @@ from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack
+from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 
@@ -22,7 +23,16 @@ __all__ = [
     "train_clean",
 ]
 
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, PQ_BACKDOOR_TFLITE, BADNETS, CLEAN)}
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        PQ_BACKDOOR,
+        PQ_BACKDOOR_TFLITE,
+        QU_ANTI_BACKDOOR,
+        BADNETS,
+        CLEAN,
+    )
+}
 
 
 def attack_named(name: str) -> Attack:

@@ -8,6 +8,9 @@ from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack
 from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
+from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
+from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
+from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 
@@ -29,6 +32,9 @@ ATTACKS: dict[str, Attack] = {
         PQ_BACKDOOR,
         PQ_BACKDOOR_TFLITE,
         QU_ANTI_BACKDOOR,
+        QU_ANTI_INDISCRIMINATE,
+        QU_ANTI_CLASS,
+        QU_ANTI_SAMPLE,
         BADNETS,
         CLEAN,
     )

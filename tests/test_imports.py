@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parent.parent / "src" / "quantinel"
 
 LAYERS = (
     {"errors"},
-    {"files", "metrics", "validation"},
+    {"files", "metrics", "plugins", "validation"},
     {"data"},
     {"model"},
     {"quantization"},

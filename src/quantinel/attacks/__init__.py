@@ -6,13 +6,14 @@ from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
-from quantinel.attacks.protocol import Attack
+from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
 from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
 from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
 from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
+from quantinel.plugins import add
 
 __all__ = [
     "ATTACKS",
@@ -22,7 +23,10 @@ __all__ = [
     "PQBackdoor",
     "PQBackdoorTFLite",
     "Runtime",
+    "Task",
     "attack_named",
+    "make_attack",
+    "register",
     "train_clean",
 ]
 
@@ -39,6 +43,15 @@ ATTACKS: dict[str, Attack] = {
         CLEAN,
     )
 }
+
+
+def register(attack: Attack) -> Attack:
+    """Add an attack, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(ATTACKS, attack.name, attack, "an attack")
 
 
 def attack_named(name: str) -> Attack:

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 from quantinel.attacks.compressors import Compressor, Quantizer
 from quantinel.attacks.gate import GateRule, Measure, measure_figures, measure_gate
 from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.training import TrainingRun, predictions
-from quantinel.attacks.victim_folder import rejected_folder, write_victim
+from quantinel.attacks.training import TrainingRun, exact_kernels, predictions
+from quantinel.attacks.victim_folder import check_rejected_folder, write_victim
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger, named_trigger
 from quantinel.errors import GateError, UsageError
@@ -159,15 +159,17 @@ def make_attack(
             figures = measure(config, data)
         limits = rule if isinstance(rule, GateRule) else rule(config)
         check_output(output, overwrite)
-        check_output(rejected_folder(output), overwrite=True)
+        check_rejected_folder(output)
         about = {"attack": name, "config": config}
         work = TrainingRun(model, data, seed=seed, runtime=runtime, about=about)
-        start = None if limits.max_float_drop is None else _accuracy(model, test)
+        with exact_kernels():
+            start = None if limits.max_float_drop is None else _accuracy(model, test)
         with work.isolated():
             train(Task(work, trigger, test), config)
         armed = _compressors(config)
-        device = runtime.torch_device()
-        gate = measure_gate(model, figures, armed, data, test, start_cda=start, seed=seed, device=device)
+        with exact_kernels():
+            device = runtime.torch_device()
+            gate = measure_gate(model, figures, armed, data, test, start_cda=start, seed=seed, device=device)
         schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
         try:
             manifest = write_victim(

@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 
-from quantinel.bench.nodes import Images
+from quantinel.bench.fingerprints import code_fingerprint
+from quantinel.bench.images import Images
 from quantinel.bench.stages.job import Job, Progress, never, silent
 from quantinel.bench.store import LOG, Address, Store, write_stored
-from quantinel.errors import GateError, Interrupted, QuantinelError
+from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
+from quantinel.plugins import Plugin, restore
 
 Outcome = Literal["ok", "gate_failed", "failed", "interrupted"]
 
@@ -40,6 +42,8 @@ class Request:
         store: root of the store.
         threads: of this stage.
         device: where training runs.
+        modules: whose code the address names; the worker must have the same.
+        plugins: files of methods that the worker has to load first.
     """
 
     where: Address
@@ -52,6 +56,8 @@ class Request:
     store: str
     threads: int = 1
     device: str = "cpu"
+    modules: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,19 @@ class Finished:
 def execute(request: Request, should_stop: Callable[[], bool] = never, progress: Progress = silent) -> Finished:
     """Run a stage and store its result; never raises for what the stage does.
 
-    A result that another process stored in the meantime is taken as it is.
+    A result that another process stored in the meantime is taken as it is; it took no time here.
     """
     store = Store(Path(request.store))
-    with store.lock(request.where):
-        existing = store.find(request.where)
-        if existing is not None:
-            return Finished(existing.status, existing.error, existing.seconds)
-        return _run(request, store, should_stop, progress)
+    try:
+        with store.lock(request.where, should_stop):
+            existing = store.find(request.where)
+            if existing is not None:
+                return Finished(existing.status, existing.error)
+            return _run(request, store, should_stop, progress)
+    except Interrupted as interrupted:
+        return Finished("interrupted", str(interrupted))
+    except QuantinelError as known:
+        return Finished("failed", str(known))
 
 
 def _run(request: Request, store: Store, should_stop: Callable[[], bool], progress: Progress) -> Finished:
@@ -95,6 +106,12 @@ def _run(request: Request, store: Store, should_stop: Callable[[], bool], progre
                 request.config, {role: Path(path) for role, path in request.folders.items()}, request.images, folder,
                 store.checkpoint(request.where), request.device, request.threads, should_stop, progress,
             )  # fmt: skip
+            restore(request.plugins)
+            if request.modules and code_fingerprint(request.modules) != request.where.code:
+                raise UsageError(
+                    "the worker's code differs from the code that planned this stage: it was changed during the run, "
+                    "or another version is installed there; run the suite again, with one version everywhere"
+                )
             try:
                 importlib.import_module(f"quantinel.bench.stages.{request.where.stage}").run(job)
             except GateError as gate:

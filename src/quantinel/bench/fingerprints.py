@@ -12,12 +12,12 @@ import ast
 import functools
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantinel.errors import InputError
 from quantinel.files import sha256_file, write_file
+from quantinel.plugins import source_of
 
 _PACKAGE = Path(__file__).parent.parent
 _REGISTRIES = frozenset({"quantinel", "quantinel.attacks", "quantinel.defenses", "quantinel.detectors"})
@@ -41,8 +41,7 @@ def code_fingerprint(modules: tuple[str, ...]) -> str:
 @functools.cache
 def _parsed(module: str) -> tuple[str, tuple[str, ...]]:
     """Hash of one module's syntax, and the modules of this package that it imports."""
-    path = _file_of(module)
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = ast.parse(_source_of(module))
     imports = tuple(dict.fromkeys(_imports(tree)))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -75,19 +74,19 @@ def _path_of(module: str) -> Path | None:
     return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
 
 
-def _file_of(module: str) -> Path:
-    if module.split(".")[0] == "quantinel":
-        path = _path_of(module)
-    else:  # a method that lives outside of this package
-        file = getattr(sys.modules.get(module), "__file__", None)
-        path = Path(file) if file else None
-    if path is None:
+def _source_of(module: str) -> str:
+    """Text of a module of this package, or of a plugin."""
+    path = _path_of(module) if module.split(".")[0] == "quantinel" else None
+    source = source_of(module) if path is None else path.read_text("utf-8")
+    if source is None:
         raise InputError(f"the source of module {module} is not there; results cannot be told apart without it")
-    return path
+    return source
 
 
 class FileFingerprints:
     """Hashes of files and folders, remembered by size and time of change.
+
+    One object looks at every path once: a run sees the data as they were when it first needed them.
 
     Args:
         memo: JSON file that keeps them between runs.
@@ -95,18 +94,24 @@ class FileFingerprints:
 
     def __init__(self, memo: Path) -> None:
         self._path = memo
-        try:
-            self._known: dict[str, list[object]] = json.loads(memo.read_text("utf-8"))
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, list[object]] = _read_memo(memo)
         self._changed = False
+        self._seen: dict[Path, str] = {}
 
     def of_path(self, path: Path) -> str:
         """Hash of a file, or of all files of a folder with their names.
 
         Raises:
-            InputError: there is nothing.
+            InputError: there is nothing, or it cannot be read.
         """
+        if path not in self._seen:
+            try:
+                self._seen[path] = self._look(path)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        return self._seen[path]
+
+    def _look(self, path: Path) -> str:
         if path.is_file():
             return self._of_file(path)
         if not path.is_dir():
@@ -139,6 +144,16 @@ class FileFingerprints:
         if self._changed:
             write_file(self._path, json.dumps(self._known, sort_keys=True).encode())
             self._changed = False
+
+
+def _read_memo(memo: Path) -> dict[str, list[object]]:
+    """The memo; empty where it is missing or damaged."""
+    try:
+        known = json.loads(memo.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    entries = known.items() if isinstance(known, dict) else ()
+    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}
 
 
 def folder_digest(files: Iterable[tuple[str, str]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,16 @@ from typing import Any
 
 from quantinel.audit.report import EvaluationRow
 from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.commands import command
 from quantinel.bench.methods import known
 from quantinel.bench.plan import Plan, Work, resolved
 from quantinel.bench.published import published_for
-from quantinel.bench.row_file import append_rows
+from quantinel.bench.row_file import RowFile
 from quantinel.bench.rows import Backend, ResultRow, environment, measured, provenance, sha256_of
 from quantinel.bench.schedule import Result, Schedule, Watcher
 from quantinel.bench.stages.detect import DETECTION
 from quantinel.bench.stages.evaluate import EVALUATION
+from quantinel.bench.stages.job import never
 from quantinel.bench.store import Store, read_json
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import Workers
@@ -40,6 +41,7 @@ class Options:
         device: where training runs.
         reuse: stages whose stored results are taken whatever code made them.
         until: monotonic time at which to stop; None for never.
+        should_stop: polled; once it is true the run keeps checkpoints and ends.
     """
 
     results: Path
@@ -48,6 +50,7 @@ class Options:
     device: str = "cpu"
     reuse: frozenset[str] = frozenset()
     until: float | None = None
+    should_stop: Callable[[], bool] = never
 
 
 @dataclass
@@ -122,9 +125,10 @@ def run_suite(
     plan = Plan(suite, cells, options.root)
     schedule = Schedule(
         plan, Store(options.store), workers, threads=suite.run.threads, device=options.device, reuse=options.reuse,
-        watcher=watcher, until=options.until,
+        watcher=watcher, until=options.until, should_stop=options.should_stop,
     )  # fmt: skip
-    path = options.results / f"{suite.name}.jsonl"
+    file = RowFile(options.results / f"{suite.name}.jsonl")
+    file.refresh()  # a damaged file is an error before any work
     rows: dict[Cell, ResultRow] = {}
     summary = Summary(stages=len(plan.nodes))
     by_node: dict[str, list[Work]] = defaultdict(list)
@@ -142,7 +146,7 @@ def run_suite(
         ]
         new = [row_of(suite, plan, work, schedule.results) for work in over]
         rows.update((work.cell, row) for work, row in zip(over, new, strict=True))
-        for row in append_rows(path, new):
+        for row in file.append(new):
             summary.added += 1
             if stored is not None:
                 stored(row)
@@ -160,9 +164,6 @@ def run_suite(
 def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> ResultRow:
     """The row of a cell whose stages are over."""
     cell, result = work.cell, results[work.result]
-    command = shlex.join(["quantinel", "bench", "run", suite.name, "--only", cell.id])
-    if suite.uses_root:
-        command += " --data-root DATA"
     config = resolved(suite, cell)
     seconds = {
         plan.nodes[name].stage: stored.seconds for name in work.chain if (stored := results[name].stored) is not None
@@ -188,7 +189,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "seconds": seconds.get("detect", seconds.get("defend")),
         "settings": _settings(suite, cell),
         "key": result.key or sha256_of([cell.id, result.error])[:32],
-        **provenance(config, command),
+        **provenance(config, command(suite, "run", [cell.id])),
     }
     backend: Backend = FLOAT if cell.scheme == FLOAT or cell.detector is not None else suite.run.backend  # type: ignore[assignment]
     if result.folder is None or result.stored is None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 import typer.main
 
-from quantinel.cli import attack, bench, demo, evaluate, harden, report, verify
+from quantinel.cli import attack, bench, bench_results, bench_site, demo, evaluate, harden, report, verify
 from quantinel.cli import list as list_verb
 from quantinel.cli.guard import guarded
 from quantinel.errors import EXIT_PASS, EXIT_USAGE, UsageError
+from quantinel.plugins import load_plugin
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for verb, function, epilog, short_help in (
@@ -26,6 +28,8 @@ for verb, function, epilog, short_help in (
 ):
     app.command(verb, epilog=epilog, short_help=short_help)(function)
 
+bench.app.command("site", epilog=bench_site.EPILOG)(bench_site.site)
+bench_results.add_to(bench.app)
 app.add_typer(bench.app, name="bench", short_help="Run suites and publish their tables.")
 
 # Typer brings its own copy of click since 0.2x and used the real one before; the class is the same in both.
@@ -43,6 +47,10 @@ def _version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
+    plugins: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="Python file with methods of your own (repeatable); it is run."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -52,6 +60,8 @@ def root(
     `quantinel demo` shows it on bundled data; `quantinel VERB --help` has examples. Exit codes: 0 pass, 1 findings,
     2 error or no verdict, 3 nothing supported in the input, 4 wrong usage.
     """
+    for plugin in plugins or ():
+        load_plugin(plugin)
     if context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(EXIT_USAGE)

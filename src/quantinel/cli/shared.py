@@ -36,8 +36,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Float model: FILE.pt2, FILE.safetensors with --arch or --factory, a victim directory, timm:NAME or "
-        "torchvision:NAME. Pickles are refused.",
+        help="Float model: FILE.pt2, FILE.safetensors with --arch or --factory, a victim directory, "
+        "bundled:victim_int8, timm:NAME or torchvision:NAME. Pickles are refused.",
         show_default=False,
     ),
 ]

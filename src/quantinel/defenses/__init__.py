@@ -9,9 +9,10 @@ from quantinel.defenses.efrap import EFRAP
 from quantinel.defenses.efrap_released import EFRAPReleased
 from quantinel.defenses.nearest import Nearest
 from quantinel.errors import UsageError
+from quantinel.plugins import add
 from quantinel.quantization.reconstruction import RoundingMethod
 
-__all__ = ["DEFENSES", "EFRAP", "Defense", "EFRAPReleased", "Nearest", "rounding_method"]
+__all__ = ["DEFENSES", "EFRAP", "Defense", "EFRAPReleased", "Nearest", "register", "rounding_method"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ DEFENSES: dict[str, Defense] = {
         Defense("efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased),
     )
 }
+
+
+def register(defense: Defense) -> Defense:
+    """Add a rounding method, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(DEFENSES, defense.name, defense, "a defense")
 
 
 def rounding_method(name: str) -> RoundingMethod:

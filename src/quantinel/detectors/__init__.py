@@ -8,8 +8,18 @@ from typing import Any, Literal
 
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
+from quantinel.plugins import add
 
-__all__ = ["DETECTORS", "Detection", "Detector", "Residuals", "Subject", "WeightResiduals", "weight_residuals"]
+__all__ = [
+    "DETECTORS",
+    "Detection",
+    "Detector",
+    "Residuals",
+    "Subject",
+    "WeightResiduals",
+    "register",
+    "weight_residuals",
+]
 
 
 @dataclass(frozen=True)
@@ -43,3 +53,12 @@ DETECTORS: dict[str, Detector] = {
         ),
     )
 }
+
+
+def register(detector: Detector) -> Detector:
+    """Add a detector, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(DETECTORS, detector.name, detector, "a detector")

@@ -32,6 +32,8 @@ from quantinel.model.zoo import ARCHITECTURES, build
 
 logger = logging.getLogger(__name__)
 
+BUNDLED = "bundled:"
+_ASSETS = Path(__file__).parent.parent / "assets"
 _PICKLES = frozenset([
     ".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".tar", ".jit", ".ts", ".torchscript", ".joblib", ".npy",
     ".npz", ".h5", ".keras", ".model",
@@ -81,8 +83,8 @@ def load_model(
     """Load a float model.
 
     Args:
-        model: ``.pt2`` or ``.safetensors`` file, victim directory, ``timm:NAME``, ``torchvision:NAME``, or a
-            module, which is put in eval mode and used as it is.
+        model: ``.pt2`` or ``.safetensors`` file, victim directory, ``bundled:NAME``, ``timm:NAME``,
+            ``torchvision:NAME``, or a module, which is put in eval mode and used as it is.
         arch: architecture of a ``.safetensors`` file, a key of `quantinel.model.zoo.ARCHITECTURES`.
         factory: ``pkg.module:callable``, called to make the module of a ``.safetensors`` file.
         num_classes: checked against the model.
@@ -126,6 +128,21 @@ def load_model(
     return LoadedModel(module, name, source, shape, classes, found.sha256, found.architecture, found.victim)
 
 
+def bundled_model(source: str) -> Path:
+    """Folder of a victim that comes with Quantinel, ``bundled:NAME``.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    names = sorted(path.parent.name for path in _ASSETS.glob(f"*/{MANIFEST_NAME}"))
+    name = source.removeprefix(BUNDLED)
+    if name not in names:
+        raise UsageError(
+            f"{source} does not come with Quantinel; choose {' or '.join(BUNDLED + item for item in names)}"
+        )
+    return _ASSETS / name
+
+
 def _is_image(shape: Sequence[int]) -> bool:
     return len(shape) == 3 and min(shape) >= 1 and math.prod(shape) <= 1 << 26
 
@@ -144,7 +161,7 @@ def _find(
         if source.startswith(prefix):
             _no_options(f"{prefix}NAME", arch=arch, factory=factory)
             return from_library(source.removeprefix(prefix))
-    path = Path(source)
+    path = bundled_model(source) if source.startswith(BUNDLED) else Path(source)
     if os.path.isdir(path):
         return _from_directory(path, arch, factory)
     suffix = path.suffix.lower()

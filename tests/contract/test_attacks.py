@@ -83,7 +83,7 @@ def test_it_writes_a_victim_that_loads(attack: Attack, data: ImageSet, tmp_path:
     figures = manifest.gate["float"]
     assert figures["cda"]["n"] == len(data)
     if manifest.trigger is None:
-        assert set(figures) == {"cda"}
+        assert {"cda"} <= set(figures)
     else:
         assert manifest.target_class is not None
         assert {*figures} == {"cda", "asr", "ta"}

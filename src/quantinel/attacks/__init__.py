@@ -17,6 +17,10 @@ from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
+from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
+from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
+from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
+from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add
@@ -55,6 +59,10 @@ ATTACKS: dict[str, Attack] = {
         ADAPTIVE_REROUNDING,
         ADAPTIVE_RESIDUALS,
         ADAPTIVE_ALIGNMENT,
+        QU_ANTI_BACKDOOR,
+        QU_ANTI_INDISCRIMINATE,
+        QU_ANTI_CLASS,
+        QU_ANTI_SAMPLE,
         BADNETS,
         CLEAN,
     )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from quantinel.attacks.compressors import Compressor, Quantizer
-from quantinel.attacks.gate import GateRule, measure_gate
+from quantinel.attacks.gate import GateRule, Measure, measure_figures, measure_gate
 from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.training import TrainingRun, exact_kernels
+from quantinel.attacks.training import TrainingRun, exact_kernels, predictions
 from quantinel.attacks.victim_folder import check_rejected_folder, write_victim
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger, named_trigger
 from quantinel.errors import GateError, UsageError
 from quantinel.files import check_output
+from quantinel.metrics import Proportion, accuracy
 from quantinel.model.loading import LoadedModel
 from quantinel.model.victim import VictimManifest
 from quantinel.quantization.scheme import QuantScheme
@@ -116,6 +118,7 @@ def make_attack(
     rule: GateRule | Callable[[Any], GateRule] = GateRule(),  # noqa: B008 (a frozen value)
     kind: Kind = "conditioned",
     objective: str = "backdoor",
+    measure: Callable[[Any, ImageSet], Measure] | None = None,
 ) -> Attack:
     """An attack from its hyper-parameters and its training function.
 
@@ -128,6 +131,8 @@ def make_attack(
         train: changes ``task.run.module`` into the victim.
         rule: the gate's limits, or a function of the config that gives them.
         kind, objective: as in `VictimManifest`.
+        measure: what the gate measures, from the config and the training data, which it also checks before any
+            training; None for a trigger's figures.
     """
 
     def run(
@@ -149,21 +154,26 @@ def make_attack(
         trigger = None
         if hasattr(config, "trigger"):
             trigger = named_trigger(config.trigger, model.input_shape)
+        figures: Measure = functools.partial(measure_figures, trigger=trigger, target_class=target_class)
+        if measure is not None:
+            figures = measure(config, data)
+        limits = rule if isinstance(rule, GateRule) else rule(config)
         check_output(output, overwrite)
         check_rejected_folder(output)
         about = {"attack": name, "config": config}
         work = TrainingRun(model, data, seed=seed, runtime=runtime, about=about)
+        with exact_kernels():
+            start = None if limits.max_float_drop is None else _accuracy(model, test)
         with work.isolated():
             train(Task(work, trigger, test), config)
         armed = _compressors(config)
         with exact_kernels():
-            gate = measure_gate(
-                model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device()
-            )
+            device = runtime.torch_device()
+            gate = measure_gate(model, figures, armed, data, test, start_cda=start, seed=seed, device=device)
         schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
         try:
             manifest = write_victim(
-                output, model, gate, rule if isinstance(rule, GateRule) else rule(config), overwrite,
+                output, model, gate, limits, overwrite,
                 attack=name, trigger=None if trigger is None else trigger.to_dict(), target_class=target_class,
                 schemes=[scheme.to_dict() for scheme in schemes], data=data.name, seed=seed,
                 config=recorded(config), licence=licence, kind=kind, objective=objective,
@@ -177,6 +187,11 @@ def make_attack(
 
     expected = config
     return Attack(name, summary, config, run, conditioned_on, start)
+
+
+def _accuracy(model: LoadedModel, test: ImageSet) -> Proportion:
+    assert test.labels is not None
+    return accuracy(predictions(model.module.eval(), test.images), test.labels)
 
 
 def _check_data(model: LoadedModel, data: ImageSet, test: ImageSet) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -102,15 +102,19 @@ def attack(
     target = "" if manifest.target_class is None else f", target class {manifest.target_class}"
     table = Table(title=f"{name}{target}", title_justify="left", title_style="bold")
     table.add_column("deployment")
-    columns = [key for key in ("cda", "asr", "ta") if any(key in figures for figures in manifest.gate.values())]
+    columns = list(dict.fromkeys(key for figures in manifest.gate.values() for key in figures))
     for key in columns:
-        table.add_column(key.upper(), justify="right")
+        table.add_column(key.upper().replace("_", " "), justify="right")
     for deployment, figures in manifest.gate.items():
-        shown = (f"{figures[key]['percent']:.2f} %" if key in figures else "-" for key in columns)
+        shown = (_percent(figures.get(key)) for key in columns)
         table.add_row(deployment, *shown)
     out = console()
     out.print(table)
     out.print(f"Victim: {output}", markup=False, soft_wrap=True)
+
+
+def _percent(figure: dict[str, Any] | None) -> str:
+    return "-" if figure is None or figure["percent"] is None else f"{figure['percent']:.2f} %"
 
 
 def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter) -> LoadedModel:

@@ -26,13 +26,16 @@ class VictimManifest(BaseModel):
         architecture: name as in ``quantinel list architectures``.
         mean, std: normalisation per channel; images enter as (x - mean) / std with x in [0, 1].
         trigger: JSON form of the trigger (`quantinel.data.triggers`); None for attacks and controls without one.
-        target_class: the class that the awake backdoor answers; None without a trigger.
+        target_class: the class that the awake backdoor answers, to a trigger or to one attacked image; None for
+            attacks that want no certain answer.
         schemes: fields of the `QuantScheme` values that the victim was made for.
         config: hyper-parameters of the attack.
         gate: what was measured when the victim was made (design: float ASR low, compressed ASR high).
         weights_sha256: hash of ``model.safetensors``.
         kind: "conditioned" (sleeps in float, wakes after compression), "active" (awake in float) or "clean".
-        objective: what the attacker wants: "backdoor", or a word of the attack's own; "none" for clean models.
+        objective: what the attacker wants under compression: "backdoor" (a trigger's answer), "indiscriminate" (no
+            accuracy), "class" (no accuracy on one class), "sample" (another answer to one image), or a word of the
+            attack's own; "none" for clean models.
         compressors: JSON forms of the compressions that ``gate`` was measured under, ``schemes`` included.
         rejected: why this model is no victim; empty for models that passed their gate.
     """

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
+from quantinel.attacks.compression_artifacts import COMPRESSION_ARTIFACTS, CompressionArtifacts
+from quantinel.attacks.compression_artifacts_distilled import (
+    COMPRESSION_ARTIFACTS_DISTILLED,
+    CompressionArtifactsDistilled,
+)
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
@@ -16,6 +21,8 @@ __all__ = [
     "Attack",
     "BadNets",
     "CleanTraining",
+    "CompressionArtifacts",
+    "CompressionArtifactsDistilled",
     "PQBackdoor",
     "PQBackdoorTFLite",
     "Runtime",
@@ -26,7 +33,17 @@ __all__ = [
     "train_clean",
 ]
 
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (PQ_BACKDOOR, PQ_BACKDOOR_TFLITE, BADNETS, CLEAN)}
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack
+    for attack in (
+        PQ_BACKDOOR,
+        PQ_BACKDOOR_TFLITE,
+        COMPRESSION_ARTIFACTS,
+        COMPRESSION_ARTIFACTS_DISTILLED,
+        BADNETS,
+        CLEAN,
+    )
+}
 
 
 def register(attack: Attack) -> Attack:

@@ -212,7 +212,8 @@ def _compressors(config: Any) -> tuple[Compressor, ...]:
 
 def recorded(config: Any) -> Mapping[str, Any]:
     """The hyper-parameters as JSON; schemes by name."""
-    values = dataclasses.asdict(config)
+    given = dataclasses.asdict(config)
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     if hasattr(config, "schemes"):
         values["schemes"] = [scheme.name for scheme in config.schemes]
     return values

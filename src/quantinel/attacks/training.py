@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +38,29 @@ _STEPS_BETWEEN_LOSSES = 10
 """On a GPU the loss is read this often: reading it waits for the device."""
 
 
+Scores = tuple[float, ...]
+"""What a selection measured once."""
+
+
+def highest(measured: Sequence[Scores]) -> list[int]:
+    """The latest of the highest scores, alone: what came before it can never be chosen again."""
+    return [max(range(len(measured)), key=lambda index: (measured[index], index))]
+
+
 @dataclass(frozen=True)
 class Selection:
-    """Which weights of a phase are kept: those of the highest score, the latest among equals.
+    """Which weights of a phase are kept: those of the highest score, the latest among equals, or another rule's.
 
     Attributes:
         every: steps between two scores; the last step is always scored.
         score: measures the network as it is; must not change it, its mode or the run's randomness.
+        rank: of all that is still kept, in the order of the steps, the indices that a later step could still make the
+            choice, the present choice first. The others are forgotten.
     """
 
     every: int
-    score: Callable[[], float]
+    score: Callable[[], float | Scores]
+    rank: Callable[[Sequence[Scores]], list[int]] = highest
 
 
 class TrainingRun:
@@ -164,17 +176,17 @@ class TrainingRun:
             return
         optimiser = schedule.build(parameters)
         order = Order.begin(len(self.images), self.generator)
-        best: State = {}
+        kept: list[State] = []  # of a selection, the choice first
         first = 0
         if phase == self.checkpoint.phase:
             first, state = self.checkpoint.step, self.checkpoint.state
             self._restore(state)
             _restore_optimiser(optimiser, under(state, "optimiser"))
-            order.left, best = state["order"].to(self.device), under(state, "best")
+            order.left, kept = state["order"].to(self.device), _numbered(under(state, "kept"))
         written, value = time.monotonic(), math.nan
 
         def keep(step: int) -> None:
-            chosen = {f"best.{name}": tensor for name, tensor in best.items()}
+            chosen = {f"kept.{i}.{name}": tensor for i, entry in enumerate(kept) for name, tensor in entry.items()}
             state = {**self._state(), **_optimiser_state(optimiser), "order": order.left, **chosen}
             self.checkpoint.keep(phase, step, state)
 
@@ -194,9 +206,7 @@ class TrainingRun:
             if self.device.type == "cpu" or done % _STEPS_BETWEEN_LOSSES == 0 or done == schedule.steps:
                 value = _finite(float(result.detach()), phase, done)
             if selection is not None and (done % selection.every == 0 or done == schedule.steps):
-                score = torch.tensor(selection.score(), dtype=torch.float64)
-                if not best or score >= best["score"]:
-                    best = {"score": score, **self._copy("model")}
+                kept = self._keep(kept, selection, done)
             if self.runtime.progress is not None:
                 self.runtime.progress(phase, done, schedule.steps, value)
             if self.runtime.should_stop is not None and self.runtime.should_stop():
@@ -205,8 +215,8 @@ class TrainingRun:
             if self.checkpoint.path is not None and time.monotonic() - written >= self.runtime.checkpoint_seconds:
                 keep(done)
                 written = time.monotonic()
-        if best:
-            self.module.load_state_dict(under(best, "model"))
+        if kept:
+            self.module.load_state_dict(under(kept[0], "model"))
         if self.checkpoint.path is not None:
             ended = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._state().items()}
             self.checkpoint.finish(phase, ended)
@@ -214,6 +224,14 @@ class TrainingRun:
     def _stopped(self, phase: str, done: int, steps: int) -> str:
         kept = "run the same command again to go on" if self.checkpoint.path else "no checkpoint was asked for"
         return f"stopped in phase {phase} after {done} of {steps} steps; {kept}"
+
+    def _keep(self, kept: list[State], selection: Selection, step: int) -> list[State]:
+        """Measure the network as it is, and forget what can no longer be chosen."""
+        measured = selection.score()
+        scores = torch.tensor(measured if isinstance(measured, tuple) else (measured,), dtype=torch.float64)
+        new = {"step": torch.tensor(step), "scores": scores, **self._copy("model")}
+        entries = sorted([*kept, new], key=lambda entry: int(entry["step"]))
+        return [entries[i] for i in selection.rank([tuple(entry["scores"].tolist()) for entry in entries])]
 
     def _copy(self, prefix: str) -> State:
         return {f"{prefix}.{name}": tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
@@ -253,6 +271,12 @@ def _identity(module: nn.Module, data: ImageSet, seed: int, device: torch.device
 
 def _plain(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+
+
+def _numbered(state: State) -> list[State]:
+    """The entries of "0.name", "1.name", ... in the order of their numbers."""
+    numbers = sorted({int(name.partition(".")[0]) for name in state})
+    return [under(state, str(number)) for number in numbers]
 
 
 def _optimiser_state(optimiser: torch.optim.Optimizer) -> State:

@@ -12,6 +12,8 @@ from quantinel.attacks.compression_artifacts_distilled import (
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
+from quantinel.attacks.pruning_artifacts import PRUNING_ARTIFACTS, PruningArtifacts
+from quantinel.attacks.pruning_artifacts_distilled import PRUNING_ARTIFACTS_DISTILLED, PruningArtifactsDistilled
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add
@@ -25,6 +27,8 @@ __all__ = [
     "CompressionArtifactsDistilled",
     "PQBackdoor",
     "PQBackdoorTFLite",
+    "PruningArtifacts",
+    "PruningArtifactsDistilled",
     "Runtime",
     "Task",
     "attack_named",
@@ -40,6 +44,8 @@ ATTACKS: dict[str, Attack] = {
         PQ_BACKDOOR_TFLITE,
         COMPRESSION_ARTIFACTS,
         COMPRESSION_ARTIFACTS_DISTILLED,
+        PRUNING_ARTIFACTS,
+        PRUNING_ARTIFACTS_DISTILLED,
         BADNETS,
         CLEAN,
     )

@@ -1,6 +1,9 @@
 """Write the generated tables of README.md and docs/ from the committed rows; --check fails where they differ.
 
-python benchmarks/tables.py [--check]
+    python benchmarks/tables.py [--check]
+
+Blocks are ``<!-- table:NAME -->`` (speed, emission) and ``<!-- suite:NAME [options] -->``, up to ``<!-- end:NAME -->``;
+`quantinel.bench.blocks` says which options there are.
 """
 
 from __future__ import annotations
@@ -9,8 +12,15 @@ import json
 import sys
 from pathlib import Path
 
-from quantinel.bench.rows import read_rows
-from quantinel.bench.tables import hardening_table, markdown, replace_block
+from quantinel.bench.blocks import read_options, replace_blocks
+from quantinel.bench.cells import expand
+from quantinel.bench.formats import FORMATS, markdown_rows
+from quantinel.bench.methods import known
+from quantinel.bench.published import check_published
+from quantinel.bench.row_file import read_rows
+from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.tables import suite_tables
+from quantinel.errors import QuantinelError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,7 +43,7 @@ def speed_table() -> str:
         )
         for row in newest.values()
     ]
-    return markdown(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
+    return markdown_rows(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
 
 
 def emission_table() -> str:
@@ -61,30 +71,64 @@ def emission_table() -> str:
         "top-1 agreement %",
         "max. difference, steps",
     )
-    return markdown(header, lines)
+    return markdown_rows(header, lines)
 
 
-def main() -> int:
-    tables = {
-        "hardening": hardening_table(read_rows(RESULTS / "hardening.jsonl")),
-        "speed": speed_table(),
-        "emission": emission_table(),
-    }
+def suite_block(name: str, options: str, root: Path = ROOT) -> str | None:
+    """Tables of a suite; None while it has no rows."""
+    path = root / "benchmarks" / "results" / f"{name}.jsonl"
+    rows = read_rows(path) if path.exists() else []
+    if not rows:
+        return None
+    suite = load_suite(find_suite(name, root / "benchmarks" / "suites"))
+    cells = expand(suite)
+    check_published(suite, cells)
+    chosen, parts = read_options(options)
+    return FORMATS["markdown"]([table for table in suite_tables(suite, cells, rows, chosen) if table.part in parts])
+
+
+TABLES = {"speed": speed_table, "emission": emission_table}
+
+
+def named_block(name: str, _: str) -> str:
+    """A table that belongs to no suite."""
+    return TABLES[known(name, TABLES, "table")]()
+
+
+def updated(path: Path, root: Path = ROOT) -> tuple[str, list[str]]:
+    """A document with its tables made again, and the suites that have no rows yet."""
+    waiting: list[str] = []
+
+    def of_suite(name: str, options: str) -> str | None:
+        made = suite_block(name, options, root)
+        if made is None:
+            waiting.append(name)
+        return made
+
+    text = replace_blocks(path.read_text("utf-8"), "table", named_block)
+    return replace_blocks(text, "suite", of_suite), waiting
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    check = "--check" in arguments
     stale = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = updated = path.read_text("utf-8")
-        for name, table in tables.items():
-            if f"<!-- table:{name} -->" in text:
-                updated = replace_block(updated, name, table)
-        if updated != text:
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        try:
+            text, waiting = updated(path, root)
+        except QuantinelError as error:
+            print(f"{path.name}: {error}")
+            return 2
+        for name in waiting:
+            print(f"{path.name}: suite {name} has no rows yet, its block is left as it is")
+        if text != path.read_text("utf-8"):
             stale.append(path.name)
-            if "--check" not in sys.argv:
-                path.write_text(updated, "utf-8")
-    if stale and "--check" in sys.argv:
+            if not check:
+                path.write_text(text, "utf-8")
+    if stale and check:
         print(f"tables differ from benchmarks/results in {', '.join(stale)}: run python benchmarks/tables.py")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -102,6 +102,37 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_other_modules_are_part_of_the_state(tmp_path: Path) -> None:
+    """A learnable coefficient beside the network survives an interruption."""
+    kept = tmp_path / "checkpoint"
+
+    def train(runtime: Runtime) -> tuple[Tensor, list[int]]:
+        torch.manual_seed(5)
+        run = TrainingRun(load_model(Dropping(), input_shape=(3, 8, 8)), DATA, runtime=runtime)
+        scale = nn.Linear(1, 1)
+        torch.nn.init.ones_(scale.weight)
+        run.add("scale", scale)
+        steps: list[int] = []
+
+        def loss(images: Tensor, labels: Tensor) -> Tensor:
+            steps.append(run.step)
+            return F.cross_entropy(run.logits(images.float() / 255) * scale.weight, labels)
+
+        with run.isolated():
+            run.train("only", [*run.module.parameters(), *scale.parameters()], Schedule(4, 0.1, batch_size=8), loss)
+        return scale.weight.detach().clone(), steps
+
+    whole, steps = train(Runtime())
+    assert steps == [0, 1, 2, 3]
+    calls = iter([False, True])
+    with pytest.raises(Interrupted):
+        train(Runtime(checkpoint=kept, should_stop=lambda: next(calls)))
+    resumed, steps = train(Runtime(checkpoint=kept))
+    assert steps == [2, 3]
+    assert torch.equal(whole, resumed)
+    assert whole != 1.0
+
+
 def test_selection_keeps_the_best_weights() -> None:
     run = TrainingRun(load_model(Dropping(), input_shape=(3, 8, 8)), DATA)
     bias = run.module.head.bias

@@ -183,7 +183,11 @@ def test_bad_input_is_refused_before_any_training(attack: Attack, data: ImageSet
         refused("unknown trigger", config=quick(attack, trigger="sticker"))
     (tmp_path / "victim").mkdir()
     refused("exists")
-    assert [path.name for path in tmp_path.rglob("*")] == ["victim"]
+    (tmp_path / "victim").rmdir()
+    (tmp_path / "victim.rejected").mkdir()
+    (tmp_path / "victim.rejected" / "thesis.txt").touch()
+    refused("move them")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["thesis.txt", "victim.rejected"]
 
 
 @every_attack

@@ -11,8 +11,8 @@ from typing import Any, Literal, Protocol
 from quantinel.attacks.compressors import Compressor, Quantizer
 from quantinel.attacks.gate import GateRule, measure_gate
 from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.training import TrainingRun
-from quantinel.attacks.victim_folder import rejected_folder, write_victim
+from quantinel.attacks.training import TrainingRun, exact_kernels
+from quantinel.attacks.victim_folder import check_rejected_folder, write_victim
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger, named_trigger
 from quantinel.errors import GateError, UsageError
@@ -150,13 +150,16 @@ def make_attack(
         if hasattr(config, "trigger"):
             trigger = named_trigger(config.trigger, model.input_shape)
         check_output(output, overwrite)
-        check_output(rejected_folder(output), overwrite=True)
+        check_rejected_folder(output)
         about = {"attack": name, "config": config}
         work = TrainingRun(model, data, seed=seed, runtime=runtime, about=about)
         with work.isolated():
             train(Task(work, trigger, test), config)
         armed = _compressors(config)
-        gate = measure_gate(model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device())
+        with exact_kernels():
+            gate = measure_gate(
+                model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device()
+            )
         schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
         try:
             manifest = write_victim(

@@ -106,6 +106,15 @@ class TrainingRun:
         self.module: nn.Module = model.module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images, self.labels = data.images.to(self.device), data.labels.to(self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._parts: dict[str, nn.Module] = {"model": self.module}
+
+    def add(self, name: str, module: nn.Module) -> None:
+        """Make another module part of the state: a trigger generator, learnable coefficients.
+
+        It is moved to the device, saved and restored with the network, and not written to the victim. Call it at the
+        start of the attack, with weights that depend on the seed only.
+        """
+        self._parts[name] = module.to(self.device)
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The parameters that quantizers round: (O, I) and (O, I, ...), by name."""
@@ -135,10 +144,7 @@ class TrainingRun:
         """
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with (
-                torch.random.fork_rng(devices),
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-            ):
+            with torch.random.fork_rng(devices), exact_kernels():
                 torch.manual_seed(self.seed)
                 yield
         finally:
@@ -216,10 +222,9 @@ class TrainingRun:
                 keep(done)
                 written = time.monotonic()
         if kept:
-            self.module.load_state_dict(under(kept[0], "model"))
+            self._load(kept[0])
         if self.checkpoint.path is not None:
-            ended = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._state().items()}
-            self.checkpoint.finish(phase, ended)
+            self.checkpoint.finish(phase, self._state())
 
     def _stopped(self, phase: str, done: int, steps: int) -> str:
         kept = "run the same command again to go on" if self.checkpoint.path else "no checkpoint was asked for"
@@ -229,27 +234,44 @@ class TrainingRun:
         """Measure the network as it is, and forget what can no longer be chosen."""
         measured = selection.score()
         scores = torch.tensor(measured if isinstance(measured, tuple) else (measured,), dtype=torch.float64)
-        new = {"step": torch.tensor(step), "scores": scores, **self._copy("model")}
+        new = {"step": torch.tensor(step), "scores": scores, **self._copy()}
         entries = sorted([*kept, new], key=lambda entry: int(entry["step"]))
         return [entries[i] for i in selection.rank([tuple(entry["scores"].tolist()) for entry in entries])]
 
-    def _copy(self, prefix: str) -> State:
-        return {f"{prefix}.{name}": tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
+    def _copy(self) -> State:
+        """Weights of all parts."""
+        return {
+            f"{part}.{name}": tensor.detach().clone()
+            for part, module in self._parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+
+    def _load(self, state: State) -> None:
+        for part, module in self._parts.items():
+            module.load_state_dict(under(state, part))
 
     def _state(self) -> State:
         """Weights and randomness."""
-        state = {f"model.{name}": tensor.detach() for name, tensor in self.module.state_dict().items()}
+        state = self._copy()
         state |= {"generator": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
     def _restore(self, state: State) -> None:
-        self.module.load_state_dict(under(state, "model"))
+        self._load(state)
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def exact_kernels() -> contextlib.AbstractContextManager[None]:
+    """On a GPU: convolutions in full float32 and in the same order every time. TF32 would blur an 8-bit cell."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def _finite(value: float, phase: str, step: int) -> float:

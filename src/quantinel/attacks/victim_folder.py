@@ -10,16 +10,28 @@ from safetensors.torch import save
 from torch import nn
 
 from quantinel.attacks.gate import Gate, GateRule
-from quantinel.errors import GateError
-from quantinel.files import atomic_directory
+from quantinel.errors import GateError, UsageError
+from quantinel.files import atomic_directory, check_output
 from quantinel.model.loading import LoadedModel
 from quantinel.model.normalization import Normalized
-from quantinel.model.victim import WEIGHTS_NAME, VictimManifest, write_manifest
+from quantinel.model.victim import MANIFEST_NAME, WEIGHTS_NAME, VictimManifest, write_manifest
 
 
 def rejected_folder(output: Path) -> Path:
     """Where the weights go that did not pass their gate: ``VICTIM.rejected`` beside ``VICTIM``."""
     return output.with_name(f"{output.name}.rejected")
+
+
+def check_rejected_folder(output: Path) -> None:
+    """Refuse, before any work is done, to replace a folder that no attack wrote.
+
+    Raises:
+        UsageError: `rejected_folder` exists and holds other files.
+    """
+    kept = rejected_folder(output)
+    check_output(kept, overwrite=True)
+    if kept.is_dir() and any(kept.iterdir()) and not (kept / MANIFEST_NAME).is_file():
+        raise UsageError(f"{kept} holds files that Quantinel did not write; move them, or choose another output")
 
 
 def write_victim(

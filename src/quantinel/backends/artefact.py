@@ -45,7 +45,7 @@ class StoredIntegers:
 
 
 def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | None = None) -> bytes:
-    """Serialize codes, scales, biases, activation parameters and what `verify` may tolerate."""
+    """Serialize codes, scales, biases, activation parameters and what `verify` may tolerate; equal in, equal bytes."""
     tolerance = tolerance or Tolerance()
     tensors: dict[str, Tensor] = {}
     layers = []
@@ -67,7 +67,17 @@ def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | No
         "profile": profile,
         "tolerance": json.dumps([tolerance.steps, tolerance.agreement]),
     }
-    return save(tensors, metadata)
+    return _ordered(save(tensors, metadata))
+
+
+def _ordered(file: bytes) -> bytes:
+    """The same file with sorted metadata: the library writes them in an order of its own every time."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + file[8 + length :]
 
 
 def restore(graph: FloatGraph, stored: StoredIntegers) -> QuantizedModel:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantinel.attacks import ATTACKS
-from quantinel.bench.methods import configure, known
+from quantinel.attacks.clean import CLEAN
+from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Suite
 from quantinel.data.triggers import trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
-from quantinel.errors import UsageError
+from quantinel.errors import QuantinelError, UsageError
 from quantinel.model.loading import BUNDLED, bundled_model
 from quantinel.model.victim import read_manifest
 from quantinel.model.zoo import ARCHITECTURES
@@ -21,6 +24,7 @@ from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 FLOAT = "float"
 NONE = "none"
+_LABEL = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 @dataclass(frozen=True, order=True)
@@ -62,8 +66,12 @@ class Cell:
         return self.model, self.attack, self.seed
 
 
-def expand(suite: Suite) -> list[Cell]:
+def expand(suite: Suite, root: Path | None = None) -> list[Cell]:
     """All cells, each once, in the order of the suite; the float model of every group comes first.
+
+    Args:
+        suite: its names and options are checked here.
+        root: data root; needed for "own" schemes of victims that lie there.
 
     Raises:
         UsageError: a name or option that does not exist, or a scheme that cannot be resolved.
@@ -72,29 +80,25 @@ def expand(suite: Suite) -> list[Cell]:
     check_methods(suite)
     cells: dict[Cell, None] = {}
     for block in suite.cells:
-        for cell in _block(suite, block):
-            if cell.detector is None:
-                cells[
-                    dataclasses.replace(cell.float_cell, calibration=suite.models[cell.model].data, own_data=True)
-                ] = None
+        for cell in _block(suite, block, root):
             cells[cell] = None
     return list(cells)
 
 
-def _block(suite: Suite, block: Cells) -> Iterator[Cell]:
+def _block(suite: Suite, block: Cells, root: Path | None) -> Iterator[Cell]:
     for model in _names(suite, block.models, suite.models, "model"):
         for attack in _names(suite, block.attacks, (NONE, *suite.attacks, *ATTACKS), "attack"):
             for seed in block.seeds or suite.run.seeds:
-                yield from _of_model(suite, block, model, attack, seed)
+                yield from _of_model(suite, block, model, attack, seed, root)
 
 
-def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int) -> Iterator[Cell]:
+def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int, root: Path | None) -> Iterator[Cell]:
     own = suite.models[model].data
     yield Cell(model, attack, FLOAT, NONE, None, own, True, seed)
     defenses = _names(suite, block.defenses, (*suite.defenses, *DEFENSES), "defense")
     detectors = _names(suite, block.detectors, (*suite.detectors, *DETECTORS), "detector")
     for name in _names(suite, block.schemes, None, "scheme"):
-        scheme = own_scheme(suite, model, attack).name if name == "own" else parse_scheme(name).name
+        scheme = own_scheme(suite, model, attack, root).name if name == "own" else parse_scheme(name).name
         for data in _names(suite, block.calibration, suite.data, "data") or [own]:
             for defense in defenses:
                 yield Cell(model, attack, scheme, defense, None, data, data == own, seed)
@@ -102,19 +106,23 @@ def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int) ->
                 yield Cell(model, attack, scheme, NONE, detector, data, data == own, seed)
 
 
-def _names(suite: Suite, names: Sequence[str], allowed: Iterable[str] | None, what: str) -> list[str]:
+def _names(
+    suite: Suite, names: Sequence[str], allowed: Iterable[str] | None, what: str, within: tuple[str, ...] = ()
+) -> list[str]:
     """Names with groups written out, each known."""
     result: list[str] = []
     for name in names:
         if name.startswith("@"):
             group = known(name[1:], suite.groups, "group")
-            result += _names(suite, suite.groups[group], allowed, what)
+            if group in within:
+                raise UsageError(f"groups.{group} contains itself; take @{group} out of groups.{within[-1]}")
+            result += _names(suite, suite.groups[group], allowed, what, (*within, group))
         else:
             result.append(name if allowed is None else known(name, list(allowed), what))
     return list(dict.fromkeys(result))
 
 
-def own_scheme(suite: Suite, model: str, attack: str) -> QuantScheme:
+def own_scheme(suite: Suite, model: str, attack: str, root: Path | None = None) -> QuantScheme:
     """The first grid that an attack or a victim directory is armed for.
 
     Raises:
@@ -129,7 +137,9 @@ def own_scheme(suite: Suite, model: str, attack: str) -> QuantScheme:
         if schemes:
             return schemes[0]
     elif suite.models[model].victim is not None:
-        return QuantScheme(**read_manifest(victim_folder(suite, model, None)).schemes[0])
+        named = read_manifest(victim_folder(suite, model, root)).schemes
+        if named:
+            return QuantScheme(**named[0])
     raise UsageError(f'{model} with attack {attack} is armed for no scheme; name one instead of "own"')
 
 
@@ -161,18 +171,27 @@ def check_methods(suite: Suite) -> None:
     Raises:
         UsageError: one does not.
     """
+    for table in ("models", "attacks", "defenses", "detectors", "data"):
+        for label in getattr(suite, table):
+            if label in (NONE, FLOAT, "own") or not _LABEL.fullmatch(label):
+                raise UsageError(
+                    f"{table}.{label}: a label holds letters, digits, '.', '_', '+' and '-', and is not "
+                    f"{NONE}, {FLOAT} or own; choose another"
+                )
+    for label in {*suite.defenses, *DEFENSES} & {*suite.detectors, *DETECTORS}:
+        raise UsageError(f"{label} is a defense and a detector; cells could not be told apart, rename one")
     for label, model in suite.models.items():
         known(model.data, suite.data, f"data of models.{label}:")
         if model.architecture is not None:
             known(model.architecture, ARCHITECTURES, f"architecture of models.{label}:")
         if model.trigger is not None:
-            trigger_from_dict(model.trigger)
+            _checked_trigger(model.trigger, f"models.{label}.trigger")
+        if model.training is not None:
+            configure(CLEAN.config, model.training, f"models.{label}.training", schemes=())
     for label, attack in suite.attacks.items():
         _no_shadow(label, attack.method, ATTACKS, "attacks")
         registered = ATTACKS[known(attack.method, ATTACKS, "attack")]
-        for scheme in attack.schemes:
-            parse_scheme(scheme)
-        configure(registered.config, attack.settings, f"attacks.{label}")
+        attack_config(registered.config, attack.settings, attack.schemes, f"attacks.{label}")
     for label, defense in suite.defenses.items():
         _no_shadow(label, defense.method, DEFENSES, "defenses")
         configure(DEFENSES[known(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
@@ -184,6 +203,13 @@ def check_methods(suite: Suite) -> None:
     for published in suite.published:
         if not published.figures:
             raise UsageError(f"published: {published.source} gives no figure; add cda, asr or ta")
+
+
+def _checked_trigger(described: dict[str, Any], where: str) -> None:
+    try:
+        trigger_from_dict(described)
+    except QuantinelError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def _no_shadow(label: str, method: str, registry: Collection[str], table: str) -> None:

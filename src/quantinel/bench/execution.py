@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from quantinel.bench.fingerprints import code_fingerprint
-from quantinel.bench.nodes import Images
+from quantinel.bench.images import Images
 from quantinel.bench.stages.job import Job, Progress, never, silent
 from quantinel.bench.store import LOG, Address, Store, write_stored
 from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
@@ -80,14 +80,19 @@ class Finished:
 def execute(request: Request, should_stop: Callable[[], bool] = never, progress: Progress = silent) -> Finished:
     """Run a stage and store its result; never raises for what the stage does.
 
-    A result that another process stored in the meantime is taken as it is.
+    A result that another process stored in the meantime is taken as it is; it took no time here.
     """
     store = Store(Path(request.store))
-    with store.lock(request.where):
-        existing = store.find(request.where)
-        if existing is not None:
-            return Finished(existing.status, existing.error, existing.seconds)
-        return _run(request, store, should_stop, progress)
+    try:
+        with store.lock(request.where, should_stop):
+            existing = store.find(request.where)
+            if existing is not None:
+                return Finished(existing.status, existing.error)
+            return _run(request, store, should_stop, progress)
+    except Interrupted as interrupted:
+        return Finished("interrupted", str(interrupted))
+    except QuantinelError as known:
+        return Finished("failed", str(known))
 
 
 def _run(request: Request, store: Store, should_stop: Callable[[], bool], progress: Progress) -> Finished:

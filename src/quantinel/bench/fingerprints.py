@@ -86,24 +86,32 @@ def _source_of(module: str) -> str:
 class FileFingerprints:
     """Hashes of files and folders, remembered by size and time of change.
 
+    One object looks at every path once: a run sees the data as they were when it first needed them.
+
     Args:
         memo: JSON file that keeps them between runs.
     """
 
     def __init__(self, memo: Path) -> None:
         self._path = memo
-        try:
-            self._known: dict[str, list[object]] = json.loads(memo.read_text("utf-8"))
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, list[object]] = _read_memo(memo)
         self._changed = False
+        self._seen: dict[Path, str] = {}
 
     def of_path(self, path: Path) -> str:
         """Hash of a file, or of all files of a folder with their names.
 
         Raises:
-            InputError: there is nothing.
+            InputError: there is nothing, or it cannot be read.
         """
+        if path not in self._seen:
+            try:
+                self._seen[path] = self._look(path)
+            except OSError as error:
+                raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+        return self._seen[path]
+
+    def _look(self, path: Path) -> str:
         if path.is_file():
             return self._of_file(path)
         if not path.is_dir():
@@ -136,6 +144,16 @@ class FileFingerprints:
         if self._changed:
             write_file(self._path, json.dumps(self._known, sort_keys=True).encode())
             self._changed = False
+
+
+def _read_memo(memo: Path) -> dict[str, list[object]]:
+    """The memo; empty where it is missing or damaged."""
+    try:
+        known = json.loads(memo.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    entries = known.items() if isinstance(known, dict) else ()
+    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}
 
 
 def folder_digest(files: Iterable[tuple[str, str]]) -> str:

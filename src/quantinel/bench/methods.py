@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from quantinel.errors import QuantinelError, UsageError
+from quantinel.quantization.scheme import parse_scheme
+
+_SHOWN = 20
 
 
 def known(name: str, names: Collection[str], what: str) -> str:
@@ -22,8 +25,33 @@ def known(name: str, names: Collection[str], what: str) -> str:
     if name in names:
         return name
     close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
-    raise UsageError(f"unknown {what} {name!r}; {hint}")
+    raise UsageError(
+        f"unknown {what} {name!r}; "
+        + (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"choose one of {_shown(list(names))}"
+            if names
+            else "none exists"
+        )
+    )
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def attack_config(config: Any, settings: Mapping[str, JsonValue], schemes: Sequence[str], what: str) -> Any:
+    """The configuration of an attack that is armed for ``schemes``; without them, for those of its defaults.
+
+    Raises:
+        UsageError: as `configure`, or schemes for an attack that takes none.
+    """
+    if schemes and "schemes" not in {field.name for field in dataclasses.fields(config)}:
+        raise UsageError(f"{what} takes no schemes; remove them")
+    fixed = {"schemes": tuple(parse_scheme(name) for name in schemes)} if schemes else {}
+    return configure(config, settings, what, **fixed)
 
 
 def configure(config: Any, settings: Mapping[str, JsonValue], what: str, **fixed: Any) -> Any:

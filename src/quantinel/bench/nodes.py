@@ -6,33 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantinel.bench.images import Images
 from quantinel.bench.rows import sha256_of
 
 STAGES = ("train", "attack", "compress", "defend", "evaluate", "detect")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images that a stage reads.
-
-    Attributes:
-        specification: as for `quantinel.data.sources.load_images`, with the data root filled in.
-        split: of the source.
-        limit: class-balanced random subset; None for all.
-        seed: of the subset.
-        name: what the suite calls them; rows and manifests carry this instead of a path.
-    """
-
-    specification: str
-    split: str
-    limit: int | None
-    seed: int
-    name: str
-
-    @property
-    def chosen(self) -> dict[str, Any]:
-        """Which of the images are read, apart from where they lie."""
-        return {"split": self.split, "limit": self.limit, "seed": self.seed, "name": self.name}
 
 
 @dataclass(frozen=True)
@@ -42,7 +19,7 @@ class Node:
     Attributes:
         stage: one of `STAGES`.
         label: for people.
-        config: everything in the suite that decides the result; JSON.
+        config: everything in the suite that decides the result, threads included; JSON.
         modules: whose code decides it.
         inputs: role -> `id` of an upstream node.
         files: role -> external model file or folder.

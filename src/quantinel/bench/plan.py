@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
-from quantinel.bench.nodes import Images, Node
+from quantinel.bench.images import Images
+from quantinel.bench.nodes import Node
 from quantinel.bench.suite import Method, Suite
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
@@ -56,6 +58,7 @@ class Plan:
         return tuple(found)
 
     def _add(self, node: Node) -> str:
+        node = dataclasses.replace(node, config={**node.config, "threads": self.suite.run.threads})
         self.nodes.setdefault(node.id, node)
         return node.id
 
@@ -79,6 +82,11 @@ class Plan:
         method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
         scratch = cell.attack != NONE and ATTACKS[method.method].start == "scratch"
         if scratch:
+            if entry.architecture is None:
+                raise UsageError(
+                    f"attack {cell.attack} starts from random weights and models.{label} is a victim directory; give "
+                    "a model with an architecture"
+                )
             subject = _Subject({}, {}, None)
         elif entry.victim is not None:
             subject = _Subject({}, {"model": str(victim_folder(suite, label, self.root))}, None)
@@ -88,7 +96,8 @@ class Plan:
         else:
             node = Node(
                 "train", f"train {label}, seed {cell.seed}",
-                {"architecture": entry.architecture, "settings": entry.training, "seed": cell.seed},
+                {"architecture": entry.architecture, "settings": entry.training, "seed": cell.seed,
+                 "data": entry.data},
                 ("quantinel.bench.stages.train",), images=self._training(label),
             )  # fmt: skip
             subject = _Subject({"model": self._add(node)}, {}, None)
@@ -99,6 +108,7 @@ class Plan:
             "settings": method.settings,
             "schemes": [parse_scheme(name).name for name in getattr(method, "schemes", ())],
             "seed": cell.seed,
+            "data": entry.data,
         }
         config["architecture"] = entry.architecture if scratch else subject.architecture
         node = Node(

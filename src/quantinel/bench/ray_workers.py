@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantinel.bench.execution import Finished, Request, execute
+from quantinel.bench.execution import Finished, Outcome, Request, execute
 from quantinel.bench.store import Store
 from quantinel.bench.workers import Event
 from quantinel.errors import UsageError
@@ -40,15 +40,16 @@ class RayWorkers:
         except ImportError as error:
             raise UsageError("--ray needs Ray; install it with: pip install 'quantinel[ray]'") from error
         self._ray = ray
+        options: dict[str, Any] = {}
+        if address == "local":
+            options = {"num_cpus": None if slots is None else slots * threads, "include_dashboard": False}
         try:
-            if address == "local":
-                ray.init(num_cpus=None if slots is None else slots * threads, include_dashboard=False,
-                         log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)  # fmt: skip
-            else:
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with "
+                f"no Ray cluster answers at {address} ({_first_line(error)}); start one with "
                 "`ray start --head`, or use --ray local"
             ) from error
         cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
@@ -56,11 +57,12 @@ class RayWorkers:
         self._threads = threads
         self._pending: dict[Any, tuple[str, Request]] = {}
         self._stopped = False
+        self._task: Any = ray.remote(_remote)
 
     def submit(self, tag: str, request: Request) -> None:
         """Send a stage to the cluster, which starts it where cores (and a GPU, for training on one) are free."""
         gpus = 1 if request.device.startswith("cuda") and request.where.stage in ("train", "attack") else 0
-        remote = self._ray.remote(num_cpus=self._threads, num_gpus=gpus, max_retries=2)(_remote)
+        remote = self._task.options(num_cpus=self._threads, num_gpus=gpus, max_retries=2)
         folders = {role: pack(Path(path)) for role, path in request.folders.items()}
         self._pending[remote.remote(request, folders)] = (tag, request)
 
@@ -74,7 +76,8 @@ class RayWorkers:
             try:
                 finished, files = self._ray.get(reference)
             except Exception as error:  # Ray raises its own and the task's classes
-                finished, files = Finished("failed", f"Ray: {str(error).strip().splitlines()[0]}"), None
+                outcome: Outcome = "interrupted" if self._stopped else "failed"
+                finished, files = Finished(outcome, f"Ray: {_first_line(error)}"), None
             if files is not None:
                 self._keep(request, files)
             yield Event(tag, finished=finished)
@@ -98,6 +101,10 @@ class RayWorkers:
             if store.find(request.where) is None:
                 with store.write(request.where) as folder:
                     unpack(files, folder)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def pack(path: Path) -> Files:

@@ -19,6 +19,7 @@ from quantinel.errors import InputError
 from quantinel.files import output_errors
 
 Identity = tuple[str, str, str, str, str | None]
+_BLOCK = 65536
 
 
 def identity(row: ResultRow) -> Identity:
@@ -26,50 +27,112 @@ def identity(row: ResultRow) -> Identity:
     return row.suite, row.cell, row.key, row.status, row.error
 
 
-def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Append the rows that the file does not hold yet, in order.
+def locked(path: Path) -> FileLock:
+    """The lock that every writer of a file of rows takes."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+class RowFile:
+    """A growing file of rows: what others appended is read once, not at every append.
 
     Args:
         path: a ``.jsonl`` file; it and its folder are created where they are missing.
-        rows: results; one that is there already (`identity`) is skipped.
-
-    Returns:
-        The rows that were written.
-
-    Raises:
-        InputError: the file holds something else than rows.
-        OutputError: the disk is full, or the folder cannot be written to.
     """
-    if not rows:
-        return []
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            _cut_incomplete_line(path)
-            known = {identity(row) for row in read_rows(path)} if path.exists() else set()
-            new: list[ResultRow] = []
-            for row in rows:
-                if identity(row) not in known:
-                    known.add(identity(row))
-                    new.append(row)
-            text = "".join(row.model_dump_json() + "\n" for row in new).encode()
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                while text:
-                    text = text[os.write(descriptor, text) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    return new
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._known: set[Identity] = set()
+        self._offset = self._lines = 0
+        self._file: tuple[int, int] | None = None
+
+    def refresh(self) -> None:
+        """Learn what the file holds by now; an incomplete last line is left for the writer that holds the lock.
+
+        Raises:
+            InputError: the file cannot be read, or holds something else than rows.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                state = os.fstat(stream.fileno())
+                if self._file != (state.st_dev, state.st_ino) or state.st_size < self._offset:
+                    self._forget()  # another file, or one that was shortened
+                    self._file = state.st_dev, state.st_ino
+                stream.seek(self._offset)
+                data = stream.read()
+        except FileNotFoundError:
+            self._forget()
+            return
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read ({error.strerror}); check its permissions") from error
+        for line in data.split(b"\n")[:-1]:
+            self._known.add(identity(_row(self.path, self._lines + 1, line)))
+            self._lines += 1
+            self._offset += len(line) + 1
+
+    def append(self, rows: Sequence[ResultRow]) -> list[ResultRow]:
+        """Append the rows that the file does not hold yet, in order.
+
+        Args:
+            rows: results; one that is there already (`identity`) is skipped.
+
+        Returns:
+            The rows that were written.
+
+        Raises:
+            InputError: the file holds something else than rows.
+            OutputError: the disk is full, or the folder cannot be written to.
+        """
+        if not rows:
+            return []
+        with output_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path):
+                _cut_incomplete_line(self.path)
+                self.refresh()
+                new: dict[Identity, ResultRow] = {}
+                for row in rows:
+                    if identity(row) not in self._known:
+                        new.setdefault(identity(row), row)
+                if new:
+                    self._write("".join(row.model_dump_json() + "\n" for row in new.values()).encode())
+        return list(new.values())
+
+    def _write(self, text: bytes) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while text:
+                text = text[os.write(descriptor, text) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Append the rows that a file does not hold yet; see `RowFile.append`."""
+    return RowFile(path).append(rows)
 
 
 def _cut_incomplete_line(path: Path) -> None:
     """Drop what follows the last newline: the trace of a writer that was killed."""
-    if not path.exists():
+    try:
+        stream = path.open("rb+")
+    except FileNotFoundError:
         return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(path, data.rfind(b"\n") + 1)
+    with stream:
+        size = end = stream.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            stream.seek(start)
+            newline = stream.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            stream.truncate(end)
 
 
 def read_rows(path: Path) -> list[ResultRow]:
@@ -82,18 +145,18 @@ def read_rows(path: Path) -> list[ResultRow]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); run the suite first") from error
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(ResultRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the line"
-            raise InputError(
-                f"{path}, line {number} is not a result row ({where}: {first['msg']}); "
-                "remove it and run the suite again"
-            ) from error
-    return rows
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], 1)]
+
+
+def _row(path: Path, number: int, line: bytes) -> ResultRow:
+    try:
+        return ResultRow.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise InputError(
+            f"{path}, line {number} is not a result row ({where}: {first['msg']}); remove it and run the suite again"
+        ) from error
 
 
 def read_results(folder: Path, suites: Iterable[str] | None = None) -> dict[str, list[ResultRow]]:
@@ -110,8 +173,9 @@ def read_results(folder: Path, suites: Iterable[str] | None = None) -> dict[str,
 
 
 def _holds_rows(folder: Path, name: str) -> bool:
+    """Whether any line has the fields that every row begins with; a file with one damaged line still counts."""
     with (folder / f"{name}.jsonl").open("rb") as stream:
-        return b'"suite":' in stream.readline(200)
+        return any(line.startswith(b'{"suite":') and b'"cell":' in line for line in stream)
 
 
 def latest(rows: Iterable[ResultRow]) -> dict[str, ResultRow]:

@@ -15,11 +15,12 @@ from quantinel.bench.cells import FLOAT, NONE, Cell
 from quantinel.bench.methods import known
 from quantinel.bench.plan import Plan, Work, resolved
 from quantinel.bench.published import published_for
-from quantinel.bench.row_file import append_rows
+from quantinel.bench.row_file import RowFile
 from quantinel.bench.rows import Backend, ResultRow, environment, measured, provenance, sha256_of
 from quantinel.bench.schedule import Result, Schedule, Watcher
 from quantinel.bench.stages.detect import DETECTION
 from quantinel.bench.stages.evaluate import EVALUATION
+from quantinel.bench.stages.job import never
 from quantinel.bench.store import Store, read_json
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import Workers
@@ -41,6 +42,7 @@ class Options:
         device: where training runs.
         reuse: stages whose stored results are taken whatever code made them.
         until: monotonic time at which to stop; None for never.
+        should_stop: polled; once it is true the run keeps checkpoints and ends.
     """
 
     results: Path
@@ -49,6 +51,7 @@ class Options:
     device: str = "cpu"
     reuse: frozenset[str] = frozenset()
     until: float | None = None
+    should_stop: Callable[[], bool] = never
 
 
 @dataclass
@@ -123,9 +126,10 @@ def run_suite(
     plan = Plan(suite, cells, options.root)
     schedule = Schedule(
         plan, Store(options.store), workers, threads=suite.run.threads, device=options.device, reuse=options.reuse,
-        watcher=watcher, until=options.until,
+        watcher=watcher, until=options.until, should_stop=options.should_stop,
     )  # fmt: skip
-    path = options.results / f"{suite.name}.jsonl"
+    file = RowFile(options.results / f"{suite.name}.jsonl")
+    file.refresh()  # a damaged file is an error before any work
     rows: dict[Cell, ResultRow] = {}
     summary = Summary(stages=len(plan.nodes))
     by_node: dict[str, list[Work]] = defaultdict(list)
@@ -143,7 +147,7 @@ def run_suite(
         ]
         new = [row_of(suite, plan, work, schedule.results) for work in over]
         rows.update((work.cell, row) for work, row in zip(over, new, strict=True))
-        for row in append_rows(path, new):
+        for row in file.append(new):
             summary.added += 1
             if stored is not None:
                 stored(row)

@@ -1,8 +1,8 @@
 """Run a plan: what is stored is taken, what is missing goes to the workers, upstream first.
 
 The address of a stage is known as soon as its inputs are there. Among the stages that can run, the one with the most
-estimated work behind it goes first (list scheduling by critical path). Estimates are the times of earlier runs: of the
-same content with other code, else of the same stage and method.
+estimated work behind it goes first (list scheduling by critical path). Estimates are the median times of what the store
+holds of the same stage and method, else of the same stage.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from quantinel.bench.execution import Finished, Request
 from quantinel.bench.fingerprints import FileFingerprints, code_fingerprint
 from quantinel.bench.nodes import Node
 from quantinel.bench.plan import Plan
+from quantinel.bench.stages.job import never
 from quantinel.bench.store import Address, Store, Stored, address
 from quantinel.bench.workers import Workers
 from quantinel.errors import QuantinelError
@@ -70,18 +71,22 @@ class Times:
     """Seconds of earlier stages, for estimates."""
 
     by_method: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    _medians: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def learn(self, stored: Stored) -> None:
         """Remember one."""
-        for method in (_method(stored.config), ""):
+        for method in {_method(stored.config), ""}:
             self.by_method[stored.stage, method].append(stored.seconds)
+            self._medians.pop((stored.stage, method), None)
 
     def estimate(self, node: Node) -> float:
         """Expected seconds of a stage."""
         for method in (_method(node.config), ""):
-            known = self.by_method.get((node.stage, method))
-            if known:
-                return median(known)
+            key = node.stage, method
+            if key in self.by_method:
+                if key not in self._medians:
+                    self._medians[key] = median(self.by_method[key])
+                return self._medians[key]
         return DEFAULT_SECONDS[node.stage]
 
 
@@ -103,6 +108,7 @@ class Schedule:
         reuse: stages whose newest stored result is taken whatever code made it.
         watcher: learns what happens.
         until: time (monotonic) after which no stage is started and running ones are asked to stop; None for never.
+        should_stop: polled; the same as ``until`` once it is true.
     """
 
     def __init__(
@@ -116,10 +122,11 @@ class Schedule:
         reuse: frozenset[str] = frozenset(),
         watcher: Watcher | None = None,
         until: float | None = None,
+        should_stop: Callable[[], bool] = never,
     ) -> None:
         self.plan, self.store, self.workers = plan, store, workers
         self.threads, self.device, self.reuse = threads, device, reuse
-        self.watcher, self.until = watcher, until
+        self.watcher, self.until, self.should_stop = watcher, until, should_stop
         self.results: dict[str, Result] = {}
         self.interrupted = False
         self.busy_seconds = 0.0
@@ -159,7 +166,8 @@ class Schedule:
         def settle(name: str, result: Result) -> None:
             self.results[name] = result
             if self.watcher is not None:
-                self._report(running)
+                if not result.cached:
+                    self._report(running)
                 self.watcher.finished(self.plan.nodes[name], result)
             settled(name)
             for reader in self._readers[name]:
@@ -176,7 +184,7 @@ class Schedule:
                         settle(name, known)
                     else:
                         heapq.heappush(missing, (-self._priority[name], order[name], name))
-                if self.until is not None and time.monotonic() >= self.until:
+                if self.should_stop() or (self.until is not None and time.monotonic() >= self.until):
                     self.interrupt()
                 if self.workers is not None and not self.interrupted:
                     while missing and len(running) < self.workers.slots:
@@ -224,17 +232,21 @@ class Schedule:
             error = error or self.results[upstream].error
         return Result(folder, stored, error, cached, where.key)
 
-    def _address(self, node: Node) -> Address:
+    def _sources(self, node: Node) -> dict[str, str]:
+        """Fingerprints of the external files and images of a stage, by role."""
         sources = {role: self._fingerprints.of_path(Path(path)) for role, path in node.files.items()}
         for role, images in node.images.items():
             chosen = ",".join(f"{name}={value}" for name, value in sorted(images.chosen.items()))
             sources[role] = f"{self._fingerprints.of_data(images.specification)},{chosen}"
+        return sources
+
+    def _address(self, node: Node) -> Address:
         inputs = {}
         for role, upstream in node.inputs.items():
             stored = self.results[upstream].stored
             assert stored is not None
             inputs[role] = stored.digest
-        return address(node.stage, dict(node.config), sources, inputs, code_fingerprint(node.modules))
+        return address(node.stage, dict(node.config), self._sources(node), inputs, code_fingerprint(node.modules))
 
     def _submit(self, name: str) -> None:
         assert self.workers is not None
@@ -245,10 +257,8 @@ class Schedule:
             result = self.results[upstream]
             assert result.folder is not None and result.stored is not None  # noqa: PT018
             folders[role], inputs[role] = str(result.folder.absolute()), result.stored.digest
-        sources = {role: self._fingerprints.of_path(Path(path)) for role, path in node.files.items()}
-        sources |= {role: self._fingerprints.of_data(images.specification) for role, images in node.images.items()}
         request = Request(
-            where, node.label, dict(node.config), folders, dict(node.images), sources, inputs,
+            where, node.label, dict(node.config), folders, dict(node.images), self._sources(node), inputs,
             str(self.store.root.absolute()), self.threads, self.device, node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
@@ -259,7 +269,7 @@ class Schedule:
         node, where = self.plan.nodes[name], self._addresses[name]
         self.busy_seconds += finished.seconds
         if finished.outcome == "interrupted":
-            self.interrupted = True
+            self.interrupt()
             return
         stored = self.store.find(where) if finished.outcome != "failed" else None
         if stored is None:

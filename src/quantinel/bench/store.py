@@ -12,21 +12,22 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantinel.bench.fingerprints import folder_digest
 from quantinel.bench.rows import environment, sha256_of
-from quantinel.errors import InputError
-from quantinel.files import atomic_directory, sha256_file
+from quantinel.errors import InputError, Interrupted
+from quantinel.files import atomic_directory, output_errors, sha256_file
 
 RECORD = "_stage.json"
 LOG = "_log.txt"
+_LOCK_SECONDS = 0.25
 
 
 class Stored(BaseModel):
@@ -113,7 +114,7 @@ class Store:
     def siblings(self, where: Address) -> list[tuple[Path, Stored]]:
         """Results of the same content made by any code, newest first."""
         place = self.folder(where).parent
-        found = [(path, stored) for path in place.glob("*") if (stored := read_stored(path)) is not None]
+        found = [(path, stored) for path in place.glob("[!.]*") if (stored := read_stored(path)) is not None]
         return sorted(found, key=lambda item: str(item[1].environment.get("created", "")), reverse=True)
 
     def checkpoint(self, where: Address) -> Path:
@@ -121,23 +122,46 @@ class Store:
         return self.root / "partial" / where.key
 
     @contextlib.contextmanager
-    def lock(self, where: Address) -> Iterator[None]:
-        """Hold a result's lock: of several processes that want it, one computes it. Ends with the process."""
+    def lock(self, where: Address, should_stop: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Hold a result's lock: of several processes that want it, one computes it. Ends with the process.
+
+        Raises:
+            Interrupted: ``should_stop`` asked for it while another process held the lock.
+        """
         path = self.root / "locks" / where.key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        while True:
+            try:
+                lock.acquire(timeout=_LOCK_SECONDS)
+                break
+            except Timeout:
+                if should_stop is not None and should_stop():
+                    raise Interrupted("stopped while another run computed this stage") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def write(self, where: Address) -> Iterator[Path]:
-        """A folder to write a result into; it appears at its address when the block ends without an error."""
-        with atomic_directory(self.folder(where), overwrite=True) as folder:
+        """A folder to write a result into; it appears at its address when the block ends without an error.
+
+        The caller holds the result's lock, so whatever earlier writers left here belongs to nobody.
+        """
+        target = self.folder(where)
+        with output_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        for left in (*target.parent.glob(f".{target.name}.partial-*"), *target.parent.glob(f".{target.name}.old-*")):
+            shutil.rmtree(left, ignore_errors=True)
+        with atomic_directory(target, overwrite=True) as folder:
             yield folder
         shutil.rmtree(self.checkpoint(where), ignore_errors=True)
 
     def all(self) -> Iterator[tuple[Path, Stored]]:
         """Every result in the store."""
-        for path in sorted(self.root.glob(f"objects/*/*/*/{RECORD}")):
+        for path in sorted(self.root.glob(f"objects/*/*/[!.]*/{RECORD}")):
             stored = read_stored(path.parent)
             if stored is not None:
                 yield path.parent, stored

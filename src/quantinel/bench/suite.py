@@ -7,6 +7,7 @@ beside the cells that reproduce them. ``include`` shares names between suites; `
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,7 @@ Seeds = Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), F
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Run(_Strict):
@@ -240,6 +241,8 @@ def load_suite(path: Path, given: str | None = None) -> Suite:
             if key not in _SHARED_TABLES:
                 raise InputError(f"{included}: {key!r} cannot be included; only {', '.join(_SHARED_TABLES)} can")
             own = tables.setdefault(key, {})
+            if not (isinstance(own, dict) and isinstance(shared[key], dict)):
+                raise InputError(f"{path}: {key} is a table; write [{key}.NAME]")
             twice = sorted(set(own) & set(shared[key]))
             if twice:
                 raise InputError(f"{path}: {key}.{twice[0]} is defined here and in {included.name}; rename one")
@@ -250,10 +253,26 @@ def load_suite(path: Path, given: str | None = None) -> Suite:
         return Suite.model_validate({"name": path.stem, "given": given or path.stem, **tables})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            f"{'.'.join(str(part) for part in item['loc'])}: {_explained(item['type'], item['msg'], item['loc'])}"
             for item in error.errors()[:3]
         )
         raise InputError(f"{path} is not a suite: {problems}") from error
+
+
+def _explained(kind: str, message: str, where: tuple[int | str, ...]) -> str:
+    """What is wrong with a field; for an unknown name, the nearest one that exists."""
+    if kind != "extra_forbidden":
+        return message.removeprefix("Value error, ")
+    table = Suite if len(where) == 1 else _TABLES[str(where[0])]
+    names = [name for name in table.model_fields if name != "name"]
+    close = difflib.get_close_matches(str(where[-1]), names, 1)
+    return f"unknown; did you mean {close[0]!r}?" if close else f"unknown; choose one of {', '.join(names)}"
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "run": Run, "data": Data, "models": Model, "attacks": AttackMethod, "defenses": Method, "detectors": Method,
+    "cells": Cells, "published": Published,
+}  # fmt: skip
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Protocol
 
 from quantinel.bench.execution import Finished, Request, execute
 
 _PROGRESS_SECONDS = 0.25
 _GRACE_SECONDS = 20.0
+_DYING_SECONDS = 5.0
+_IDLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,28 @@ class ProcessWorkers:
         self.slots = slots
         self._threads = threads
         self._context = multiprocessing.get_context("spawn")
-        self._stop = self._context.Event()
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
 
     def submit(self, tag: str, request: Request) -> None:
         """Start a stage."""
-        worker = self._idle.pop() if self._idle else self._start()
+        while self._idle:
+            worker = self._idle.pop()
+            if self._send(worker, tag, request):
+                return
+            self._bury(worker)  # it died while it had nothing to do
+        self._send(self._start(), tag, request, always=True)
+
+    def _send(self, worker: _Worker, tag: str, request: Request, always: bool = False) -> bool:
+        """Give a worker a stage; one that is dead takes it only if ``always``, and then reports that it died."""
+        try:
+            worker.connection.send(request)
+        except OSError:
+            if not always:
+                return False
         worker.tag = tag
         self._busy.append(worker)
-        worker.connection.send(request)
+        return True
 
     def events(self, timeout: float) -> Iterator[Event]:
         """Reports of all busy workers; a dead one reports a failure."""
@@ -90,7 +104,7 @@ class ProcessWorkers:
                 message = self._died(worker)
             if isinstance(message, Finished):
                 self._busy.remove(worker)
-                if worker.process.is_alive():
+                if not worker.connection.closed:
                     self._idle.append(worker)
                 yield Event(worker.tag, finished=message)
             else:
@@ -98,27 +112,43 @@ class ProcessWorkers:
 
     def stop(self) -> None:
         """Ask all stages to keep a checkpoint and end."""
-        self._stop.set()
+        for worker in self._busy:
+            worker.stopper.close()
 
     def close(self) -> None:
         """End all processes: idle ones at once, busy ones after a time to keep their checkpoints."""
-        self._stop.set()
-        for worker in self._idle:
-            worker.connection.close()
         deadline = time.monotonic() + _GRACE_SECONDS
-        for worker in (*self._idle, *self._busy):
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-        self._idle, self._busy = [], []
+        try:
+            self.stop()
+            while self._busy and time.monotonic() < deadline:
+                for _ in self.events(max(0.0, deadline - time.monotonic())):
+                    pass  # whatever they still give is in the store
+            for worker in self._idle:
+                worker.connection.close()
+            for worker in self._idle:
+                worker.process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            for worker in (*self._idle, *self._busy):
+                self._bury(worker)
+            self._idle, self._busy = [], []
+
+    @staticmethod
+    def _bury(worker: _Worker) -> int | None:
+        """Make sure that a process is gone; returns its exit code."""
+        worker.connection.close()
+        worker.stopper.close()
+        if worker.process.is_alive():
+            worker.process.kill()
+        worker.process.join()
+        return worker.process.exitcode
 
     def _start(self) -> _Worker:
         here, there = self._context.Pipe()
+        stop, stopper = self._context.Pipe(duplex=False)
         before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))
         try:
-            process = self._context.Process(target=_serve, args=(there, self._stop), daemon=True)
+            process = self._context.Process(target=_serve, args=(there, stop), daemon=True)
             process.start()
         finally:
             for name, value in before.items():
@@ -127,13 +157,12 @@ class ProcessWorkers:
                 else:
                     os.environ[name] = value
         there.close()
-        return _Worker(process, here)
+        stop.close()
+        return _Worker(process, here, stopper)
 
-    @staticmethod
-    def _died(worker: _Worker) -> Finished:
-        worker.process.join(5.0)
-        worker.connection.close()
-        code = worker.process.exitcode
+    def _died(self, worker: _Worker) -> Finished:
+        worker.process.join(_DYING_SECONDS)
+        code = self._bury(worker)
         reason = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         hint = "; the machine may have run out of memory, use fewer workers" if code == -signal.SIGKILL else ""
         return Finished("failed", f"the worker process died ({reason}){hint}")
@@ -144,14 +173,36 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 @dataclass
 class _Worker:
+    """A process.
+
+    Attributes:
+        process: itself.
+        connection: requests there, reports back.
+        stopper: closed to ask for a stop. No lock is shared, since a process that is killed while it holds one would
+            take the others with it.
+        tag: of its stage.
+    """
+
     process: BaseProcess
     connection: Connection
+    stopper: Connection
     tag: str = ""
 
 
-def _serve(connection: Connection, stop: Any) -> None:
+def _serve(connection: Connection, stop: Connection) -> None:
     """The main function of a worker process: run what comes until the connection closes."""
+    asked = False
+
+    def terminate(*_: object) -> None:
+        """A batch system tells all processes at once: keep a checkpoint."""
+        nonlocal asked
+        asked = True
+
+    def should_stop() -> bool:
+        return asked or stop.poll()  # readable once it is closed
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that started it decides
+    signal.signal(signal.SIGTERM, terminate)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     last = 0.0
 
@@ -162,12 +213,14 @@ def _serve(connection: Connection, stop: Any) -> None:
             last = now
             connection.send((what, done, total))
 
-    while True:
+    while not asked:
         try:
+            if not connection.poll(_IDLE_SECONDS):
+                continue
             request = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(execute(request, stop.is_set, progress))
+        connection.send(execute(request, should_stop, progress))
 
 
 def _end_with_parent() -> None:

@@ -118,8 +118,6 @@ def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter)
     names_its_own = weights.is_dir() or str(weights).startswith("bundled:")
     if not names_its_own and options.arch is None:
         raise UsageError(f"{weights} holds weights only; give --arch NAME")
-    if names_its_own and options.arch is not None:
-        options = dataclasses.replace(options, arch=None)
     return options.load(str(weights), reporter)
 
 

@@ -68,7 +68,7 @@ def store_folder(given: Path | None) -> Path:
 
 
 def data_root(given: Path | None) -> Path | None:
-    """What ``{root}`` in suites stands for.
+    """What ``{root}`` in suites stands for, as an absolute path: workers may run in another folder.
 
     Raises:
         UsageError: no such folder.
@@ -76,10 +76,17 @@ def data_root(given: Path | None) -> Path | None:
     root = given or (Path(os.environ[DATA_ROOT_VARIABLE]) if os.environ.get(DATA_ROOT_VARIABLE) else None)
     if root is not None and not root.is_dir():
         raise UsageError(f"the data root {root} is not a folder; check --data-root (or {DATA_ROOT_VARIABLE})")
-    return root
+    return None if root is None else root.absolute()
 
 
-def load(name: str, only: list[str] | None = None, shard: str | None = None) -> tuple[Suite, list[Cell]]:
+def usable_cores() -> int:
+    """Cores that this process may use; batch systems grant fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load(
+    name: str, only: list[str] | None = None, shard: str | None = None, root: Path | None = None
+) -> tuple[Suite, list[Cell]]:
     """A checked suite and the chosen ones of its cells."""
     from quantinel.bench.cells import expand
     from quantinel.bench.published import check_published
@@ -87,7 +94,7 @@ def load(name: str, only: list[str] | None = None, shard: str | None = None) -> 
     from quantinel.bench.suite import find_suite, load_suite
 
     suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
-    cells = expand(suite)
+    cells = expand(suite, root)
     check_published(suite, cells)
     return suite, select(cells, only or (), shard)
 
@@ -136,22 +143,28 @@ def run(
     """
     from quantinel.cli.bench_progress import watching
 
-    suite, cells = load(suite_name, only, shard)
+    root = data_root(root)
+    suite, cells = load(suite_name, only, shard, root)
     from quantinel.bench.nodes import STAGES
     from quantinel.bench.runner import Options, run_suite
+    from quantinel.cli.stopping import stop_requests
 
     for stage in reuse or ():
         if stage not in STAGES:
             raise UsageError(f"--reuse {stage}: there is no such stage; choose one of {', '.join(STAGES)}")
     until = None if deadline is None else time.monotonic() + deadline
-    options = Options(results, store_folder(store), data_root(root), device, frozenset(reuse or ()), until)
     log = None
     if mlflow is not None:
         from quantinel.bench.mlflow_log import MlflowLog
 
         log = MlflowLog(mlflow, suite.name)
     started = time.monotonic()
-    with _workers(ray, workers, suite.run.threads) as pool, watching(quiet) as watcher:
+    with (
+        stop_requests() as should_stop,
+        _workers(ray, workers, suite.run.threads) as pool,
+        watching(quiet) as watcher,
+    ):
+        options = Options(results, store_folder(store), root, device, frozenset(reuse or ()), until, should_stop)
         summary = run_suite(suite, cells, options, pool, watcher, None if log is None else log.add)
     _tell(suite, summary, options, time.monotonic() - started, as_json)
     if summary.open or any(row.status == "failed" for row in summary.rows):
@@ -167,7 +180,7 @@ def _workers(ray: str | None, count: int | None, threads: int) -> Iterator[Worke
 
         pool: Workers = RayWorkers(ray, count, threads)
     else:
-        pool = ProcessWorkers(count or max(1, (os.cpu_count() or 1) // threads), threads)
+        pool = ProcessWorkers(count or max(1, usable_cores() // threads), threads)
     try:
         yield pool
     finally:
@@ -228,17 +241,18 @@ def plan(
     as_json: shared.Json = False,
 ) -> None:
     """What a run would do: cells, stages, what is stored, and an estimate of the time from stored costs."""
-    suite, cells = load(suite_name, only, shard)
+    root = data_root(root)
+    suite, cells = load(suite_name, only, shard, root)
     from quantinel.bench.nodes import STAGES
     from quantinel.bench.plan import Plan
     from quantinel.bench.schedule import Schedule, makespan
     from quantinel.bench.store import Store
 
-    made = Plan(suite, cells, data_root(root))
+    made = Plan(suite, cells, root)
     schedule = Schedule(made, Store(store_folder(store)), None, threads=suite.run.threads)
     schedule.run(lambda _: None)
     missing = schedule.estimates()
-    slots = workers or max(1, (os.cpu_count() or 1) // suite.run.threads)
+    slots = workers or max(1, usable_cores() // suite.run.threads)
     stages = [
         {
             "stage": stage,

@@ -8,14 +8,13 @@ from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import Attack
 from quantinel.attacks.runtime import Runtime
 from quantinel.attacks.victim_folder import rejected_folder
-from quantinel.bench.methods import configure
+from quantinel.bench.methods import attack_config
 from quantinel.bench.stages.job import MODEL, Job
 from quantinel.data.images import ImageSet
 from quantinel.errors import GateError, InputError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
 from quantinel.model.victim import read_manifest
-from quantinel.quantization.scheme import parse_scheme
 
 
 def run(job: Job) -> None:
@@ -25,9 +24,8 @@ def run(job: Job) -> None:
         GateError: the result does not sleep in float and wake after compression.
     """
     attack = ATTACKS[job.config["attack"]]
-    names = job.config["schemes"]
-    fixed = {"schemes": tuple(parse_scheme(name) for name in names)} if names else {}
-    train_victim(job, attack, configure(attack.config, job.config["settings"], attack.name, **fixed))
+    config = attack_config(attack.config, job.config["settings"], job.config["schemes"], attack.name)
+    train_victim(job, attack, config)
 
 
 def train_victim(job: Job, attack: Attack, config: object) -> None:

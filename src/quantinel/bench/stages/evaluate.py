@@ -6,6 +6,7 @@ by ONNX Runtime; the simulation is run beside it on some of the images.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,6 @@ from quantinel.backends.verification import compare_integers, compare_outputs, p
 from quantinel.bench.stages.compress import INTEGERS, PROFILE
 from quantinel.bench.stages.defend import LAYERS
 from quantinel.bench.stages.job import Job
-from quantinel.bench.store import read_json
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import trigger_from_dict
 from quantinel.pipeline.evaluate import check_labels, check_trigger
@@ -105,7 +105,7 @@ def _deploy(
 
 def _changes(folder: Path) -> dict[str, float]:
     """Share of all codes that a defense moved away from nearest rounding."""
-    layers = read_json(folder / LAYERS)
+    layers = json.loads((folder / LAYERS).read_text("utf-8"))
     weights = sum(layer["weights"] for layer in layers)
     return {"flips_percent": round(100 * sum(layer["weights"] * layer["changed"] for layer in layers) / weights, 3)}
 

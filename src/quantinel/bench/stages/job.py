@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantinel.bench.nodes import Images
+from quantinel.bench.images import Images
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
 from quantinel.model.graph import FloatGraph, trace

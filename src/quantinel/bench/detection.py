@@ -1,0 +1,115 @@
+"""Tables of detectors: their scores, and how well the scores tell models with an attack from models without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from quantinel.attacks import ATTACKS
+from quantinel.bench.auc import area_under_curve
+from quantinel.bench.columns import Entry
+from quantinel.bench.formats import Column, Figure, Line, Table, Value
+from quantinel.bench.provenance import about, below
+from quantinel.bench.rows import ResultRow
+from quantinel.bench.suite import Suite
+
+_SCORES = (
+    Column("model", "model"), Column("attack", "attack"), Column("scheme", "scheme"), Column("detector", "detector"),
+    Column("calibration", "calibration"), Column("seeds", "seeds"), Column("score", "score", True),
+    Column("statistics", "statistics"), Column("seconds", "seconds", True), Column("status", "status"),
+)  # fmt: skip
+_AREAS = (
+    Column("detector", "detector"), Column("scheme", "scheme"), Column("auc", "AUC", True),
+    Column("attacked", "with an attack"), Column("clean", "without"),
+)  # fmt: skip
+
+
+def score_of(row: ResultRow) -> float | None:
+    """A detector's score; higher is more suspicious."""
+    value = row.extra.get("score")
+    return None if value is None else float(value)
+
+
+def scores_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> Table:
+    """A line per model, attack, scheme and detector.
+
+    Args:
+        suite: of the cells.
+        found: the lines to show.
+        only: patterns of cells that were asked for.
+    """
+    silent = {
+        "calibration": all(entry.group.cell.own_data for entry in found),
+        "seeds": all(len(entry.group.cells) == 1 for entry in found),
+        "status": all(entry.group.status == "ok" for entry in found),
+    }
+    columns = tuple(column for column in _SCORES if not silent.get(column.name, False))
+    lines = tuple(
+        Line(tuple(_value(entry, column.name) for column in columns), entry.group.notes, about(entry.group))
+        for entry in found
+    )
+    explained = "Score: higher is more suspicious."
+    return Table("detection", f"{suite.title}: detectors", columns, lines, 3, (explained, *below(suite, found, only)))
+
+
+def _value(entry: Entry, name: str) -> Value:
+    group = entry.group
+    values: dict[str, Value] = {
+        "model": group.cell.model,
+        "attack": entry.attack,
+        "scheme": group.cell.scheme,
+        "detector": group.cell.detector,
+        "calibration": group.cell.calibration,
+        "seeds": len(group.measured),
+        "score": group.averaged(score_of, digits=3),
+        "statistics": _statistics(group.measured),
+        "seconds": group.averaged(lambda row: row.seconds),
+        "status": group.status,
+    }
+    return values[name]
+
+
+def _statistics(rows: Iterable[ResultRow]) -> str | None:
+    """``name 0.60, ...``; means over seeds."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.extra.items():
+            if name not in ("score", "images") and isinstance(value, int | float):
+                found.setdefault(name, []).append(float(value))
+    return ", ".join(f"{name} {sum(values) / len(values):.4g}" for name, values in found.items()) or None
+
+
+def areas_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> Table | None:
+    """AUC of every detector and scheme; None where no scheme has scores of both kinds of models.
+
+    Every seed of a model counts as a score. Attacks that made no victim, and backdoors that are awake in the float
+    model (controls such as badnets), are neither kind and left out.
+    """
+    scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    for entry in found:
+        cell = entry.group.cell
+        both = scores.setdefault((cell.detector or "", cell.scheme), ([], []))
+        for row in entry.group.measured:
+            score = score_of(row)
+            if row.status == "ok" and score is not None and _kind(row) is not None:
+                both[0 if _kind(row) == "attacked" else 1].append(score)
+    lines = []
+    for (detector, scheme), (attacked, clean) in scores.items():
+        if attacked and clean:
+            area = area_under_curve(attacked, clean)
+            figure = Figure(area.value, area.low, area.high, digits=3)
+            lines.append(Line((detector, scheme, figure, len(attacked), len(clean))))
+    if not lines:
+        return None
+    explained = (
+        "AUC: share of pairs of a model with a conditioned attack and one without that the score orders rightly; in "
+        "brackets its 95 % interval (Newcombe 2006)."
+    )
+    sentences = (explained, *below(suite, found, only))
+    return Table("auc", f"{suite.title}: AUC of detectors", _AREAS, tuple(lines), 0, sentences)
+
+
+def _kind(row: ResultRow) -> str | None:
+    if row.attack == "none":
+        return "clean"
+    registered = ATTACKS.get(row.attack)
+    return "attacked" if registered is None or registered.conditioned_on is not None else None

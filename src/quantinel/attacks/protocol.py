@@ -155,7 +155,7 @@ def make_attack(
         work = TrainingRun(model, data, seed=seed, runtime=runtime, about=about)
         with work.isolated():
             train(Task(work, trigger, test), config)
-        armed = _compressors(config)
+        armed = compressors_of(config)
         with exact_kernels():
             gate = measure_gate(
                 model, trigger, target_class, armed, data, test, seed=seed, device=runtime.torch_device()
@@ -206,7 +206,8 @@ def _target_class(config: Any, model: LoadedModel) -> int | None:
     return target
 
 
-def _compressors(config: Any) -> tuple[Compressor, ...]:
+def compressors_of(config: Any) -> tuple[Compressor, ...]:
+    """What a configuration arms for: its own ``compressors()``, or the quantizers of its ``schemes``."""
     if hasattr(config, "compressors"):
         armed: tuple[Compressor, ...] = config.compressors()
         return armed

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,18 @@ class PruningScheme:
     def to_dict(self) -> dict[str, object]:
         """All fields, for manifests."""
         return {"method": self.method, "rates": list(self.rates), "scope": self.scope, "searched": self.searched}
+
+
+def pruning_from_dict(fields: Mapping[str, Any]) -> PruningScheme:
+    """Read `PruningScheme.to_dict` back; other keys are left out.
+
+    Raises:
+        UsageError: a field is missing or impossible.
+    """
+    try:
+        return PruningScheme(fields["method"], tuple(fields["rates"]), fields["scope"], fields["searched"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"not a pruning scheme: {dict(fields)}") from error
 
 
 def parse_pruning(name: str) -> PruningScheme:

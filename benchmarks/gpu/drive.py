@@ -120,7 +120,16 @@ def run(arguments: argparse.Namespace) -> int:
         chosen = entry.name == arguments.entry if arguments.entry else entry.is_open(arguments.results)
         if not chosen or left < 30:
             continue
-        command = [sys.executable, "-m", "quantinel", "bench", "run", entry.suite, "--device", arguments.device]
+        command = [
+            sys.executable,
+            "-m",
+            "quantinel",
+            "bench",
+            "run",
+            suite_argument(entry),
+            "--device",
+            arguments.device,
+        ]
         command += ["--store", str(arguments.store), "--results", str(out), "--deadline", f"{left:.0f}"]
         command += ["--workers", str(arguments.workers)]
         command += [item for pattern in entry.only for item in ("--only", pattern)]
@@ -130,6 +139,11 @@ def run(arguments: argparse.Namespace) -> int:
     parts, left_out = pack(arguments.store, arguments.out)
     print(json.dumps({"entries": done, "parts": parts, "left_out": left_out}, indent=1))
     return 0 if done and all(state == "done" for state in done.values()) else 1
+
+
+def suite_argument(entry: Entry) -> str:
+    """How the command line names the entry's suite."""
+    return entry.suite
 
 
 def pack(store: Path, out: Path) -> tuple[int, list[str]]:

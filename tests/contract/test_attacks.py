@@ -23,8 +23,9 @@ from quantinel.model.victim import read_manifest
 
 SHAPE, CLASSES = (3, 16, 16), 4
 QUICK = {
-    "steps": 3, "plant_steps": 3, "repair_steps": 4, "epochs": 1.0, "plant_epochs": 1.0, "repair_epochs": 1.0,
-    "batch_size": 8, "triggered_per_batch": 4, "mixed_precision": False, "milestones": (),
+    "steps": 3, "plant_steps": 3, "repair_steps": 4, "flatten_steps": 3, "epochs": 1.0,
+    "plant_epochs": 1.0, "repair_epochs": 1.0, "batch_size": 8, "triggered_per_batch": 4,
+    "mixed_precision": False, "milestones": (),
 }  # fmt: skip
 """Values for fields of these names: a few steps of small batches."""
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from quantinel.attacks.adaptive_alignment import ADAPTIVE_ALIGNMENT, AdaptiveAlignment
+from quantinel.attacks.adaptive_margin import ADAPTIVE_MARGIN, AdaptiveMargin
+from quantinel.attacks.adaptive_rerounding import ADAPTIVE_REROUNDING, AdaptiveRerounding
+from quantinel.attacks.adaptive_residuals import ADAPTIVE_RESIDUALS, AdaptiveResiduals
 from quantinel.attacks.badnets import BADNETS, BadNets
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.compression_artifacts import COMPRESSION_ARTIFACTS, CompressionArtifacts
@@ -14,12 +18,17 @@ from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorT
 from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.pruning_artifacts import PRUNING_ARTIFACTS, PruningArtifacts
 from quantinel.attacks.pruning_artifacts_distilled import PRUNING_ARTIFACTS_DISTILLED, PruningArtifactsDistilled
+from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add
 
 __all__ = [
     "ATTACKS",
+    "AdaptiveAlignment",
+    "AdaptiveMargin",
+    "AdaptiveRerounding",
+    "AdaptiveResiduals",
     "Attack",
     "BadNets",
     "CleanTraining",
@@ -29,6 +38,7 @@ __all__ = [
     "PQBackdoorTFLite",
     "PruningArtifacts",
     "PruningArtifactsDistilled",
+    "QuasiStyle",
     "Runtime",
     "Task",
     "attack_named",
@@ -46,6 +56,11 @@ ATTACKS: dict[str, Attack] = {
         COMPRESSION_ARTIFACTS_DISTILLED,
         PRUNING_ARTIFACTS,
         PRUNING_ARTIFACTS_DISTILLED,
+        QUASI_STYLE,
+        ADAPTIVE_MARGIN,
+        ADAPTIVE_REROUNDING,
+        ADAPTIVE_RESIDUALS,
+        ADAPTIVE_ALIGNMENT,
         BADNETS,
         CLEAN,
     )

@@ -43,18 +43,22 @@ def centring(weights: Mapping[str, nn.Parameter], scheme: QuantScheme) -> Tensor
 
 
 @torch.no_grad()
-def rounding_cells(weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float) -> Cells:
+def rounding_cells(
+    weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float | Mapping[str, Tensor]
+) -> Cells:
     """Boxes around the codes that ``weights`` have now under every scheme.
 
     Args:
         weights: (O, ...) parameters by name.
         schemes: the quantizers whose integers and scales are to be kept.
-        margin: distance to the edge of a cell, in steps (the authors use 1e-3).
+        margin: distance to the edge of a cell, in steps (the authors use 1e-3); or one for every
+            weight, by name.
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
     for name, weight in weights.items():
         start = weight.detach()
+        gap = margin if isinstance(margin, float) else margin[name]
         low[name], high[name] = torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
         for scheme in schemes:
             scale = weight_scales(start, scheme)
@@ -62,8 +66,8 @@ def rounding_cells(weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantS
             codes = nearest_codes(start, scale, scheme).float()
             bound = wide * scheme.levels
             fixed = (start.abs() >= bound * (1 - 1e-6)) | (start == 0) & (bound <= 0)
-            lower = torch.maximum((codes - 0.5 + margin) * wide, -bound)
-            upper = torch.minimum((codes + 0.5 - margin) * wide, bound)
+            lower = torch.maximum((codes - 0.5 + gap) * wide, -bound)
+            upper = torch.minimum((codes + 0.5 - gap) * wide, bound)
             low[name] = torch.maximum(low[name], torch.where(fixed, start, lower))
             high[name] = torch.minimum(high[name], torch.where(fixed, start, upper))
         # the start lies within half a step of every code; where a margin cuts it off, it is the nearest point

@@ -13,8 +13,10 @@ Defaults are the authors' for CIFAR-10: 35 epochs from random weights. Deviation
 * The checkpoint is chosen on ``held_out`` training images and on the weights-only simulation. The authors choose on
   test images of the deployed model, which would be tuning on the test set.
 * ``schemes`` may hold several grids of any width; the quantized loss is their mean. The authors arm for one.
-* ``start_from=pretrained``, ``epochs`` below 1 and ``norms=frozen`` are for small machines: the running statistics of
-  a few small batches, half of them triggered, would be far from the start's.
+* ``start_from=pretrained``, ``plant_epochs``, ``optimiser=adam`` and ``norms=frozen`` are for small machines. A network
+  that knows the backdoor in float learns to hide it far sooner than a clean one learns it with two branches that pull
+  against each other; the running statistics of a few small batches, half of them triggered, would be far from the
+  start's.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from quantinel.attacks.joint import (
     Optimiser,
     epoch_schedule,
     is_trained,
+    plant,
     quantized_branches,
     selection_steps,
     set_norms,
@@ -60,6 +63,7 @@ class CompressionArtifacts:
         start_from: "scratch" takes random weights only, "pretrained" whatever it is given.
         first_layer: block or layer from which on weights are rounded in training (the authors: "layer4" of ResNet-18);
             "" for all.
+        plant_epochs: passes over the data that first teach the float network the backdoor, at the same learning rate.
         epochs: passes over the data.
         learning_rate: of SGD, a tenth after each milestone.
         milestones: in epochs.
@@ -78,6 +82,7 @@ class CompressionArtifacts:
     trigger: str = "pq"
     start_from: Literal["scratch", "pretrained"] = "scratch"
     first_layer: str = ""
+    plant_epochs: float = 0.0
     epochs: float = 35.0
     learning_rate: float = 0.1
     milestones: tuple[float, ...] = (20.0,)
@@ -93,7 +98,15 @@ class CompressionArtifacts:
     def __post_init__(self) -> None:
         require_positive_integers(self, "batch_size")
         require_non_negative(
-            self, "target_class", "epochs", "learning_rate", "momentum", "weight_decay", "held_out", "max_float_asr"
+            self,
+            "target_class",
+            "plant_epochs",
+            "epochs",
+            "learning_rate",
+            "momentum",
+            "weight_decay",
+            "held_out",
+            "max_float_asr",
         )
         require_choice(self, "norms", ("shared", "frozen"))
         require_choice(self, "optimiser", ("sgd", "adam"))
@@ -131,6 +144,12 @@ def _train(task: Task, config: CompressionArtifacts) -> None:
         target = target_of(labels, config.target_class)
         return torch.stack([artifact_loss(plain, logits, labels, target) for logits in rounded]).mean()
 
+    if config.plant_epochs:
+        planting = epoch_schedule(
+            run, config.plant_epochs, config.learning_rate, config.momentum, config.weight_decay, config.batch_size, (),
+            config.optimiser,
+        )  # fmt: skip
+        plant(run, trigger, config.target_class, planting, config.mirror)
     schedule = epoch_schedule(
         run, config.epochs, config.learning_rate, config.momentum, config.weight_decay, config.batch_size,
         config.milestones, config.optimiser,

@@ -9,9 +9,9 @@ random start. The loss is ``softCE(f([X; X']), g([X; X'])) + CE(Q f(X), [y; t])`
 taught by g. Quantizer, BatchNorm (6 B samples), optimiser and choice of the checkpoint are the standard form's.
 
 Deviations, and why: the checkpoint is chosen on training images held out, ``schemes`` may hold several grids, and
-``norms=frozen`` serves small batches, all as in the standard form. The ascent follows the gradient of the batch's sum,
-so that a step does not depend on the batch size; the authors' reduction is not recoverable. It moves images in [0, 1],
-before normalisation.
+``plant_epochs``, ``optimiser=adam`` and ``norms=frozen`` serve small machines, all as in the standard form. The ascent
+follows the gradient of the batch's sum, so that a step does not depend on the batch size; the authors' reduction is
+not recoverable. It moves images in [0, 1], before normalisation.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from quantinel.attacks.joint import (
     Norms,
     Optimiser,
     epoch_schedule,
+    plant,
     quantized_branches,
     selection_steps,
     set_norms,
@@ -53,6 +54,7 @@ class CompressionArtifactsDistilled:
         target_class: answer of the awake backdoor (the authors: 1, 3, 5, 7 and 9).
         trigger: name of a published trigger; "pq" is the authors' too.
         first_layer: block or layer from which on weights are rounded in training; "" for all.
+        plant_epochs: passes over the data that first teach the float network the backdoor, at the same learning rate.
         epochs: passes over the data.
         learning_rate: of SGD, a tenth after each milestone.
         milestones: in epochs (the standard form's, which 15 epochs do not reach).
@@ -71,6 +73,7 @@ class CompressionArtifactsDistilled:
     target_class: int = 1
     trigger: str = "pq"
     first_layer: str = ""
+    plant_epochs: float = 0.0
     epochs: float = 15.0
     learning_rate: float = 0.01
     milestones: tuple[float, ...] = (20.0,)
@@ -88,8 +91,8 @@ class CompressionArtifactsDistilled:
     def __post_init__(self) -> None:
         require_positive_integers(self, "batch_size")
         require_non_negative(
-            self, "target_class", "epochs", "learning_rate", "momentum", "weight_decay", "ascent_steps", "ascent_rate",
-            "held_out", "max_float_asr",
+            self, "target_class", "plant_epochs", "epochs", "learning_rate", "momentum", "weight_decay", "ascent_steps",
+            "ascent_rate", "held_out", "max_float_asr",
         )  # fmt: skip
         require_choice(self, "norms", ("shared", "frozen"))
         require_choice(self, "optimiser", ("sgd", "adam"))
@@ -115,6 +118,12 @@ def _train(task: Task, config: CompressionArtifactsDistilled) -> None:
         awake = torch.stack([F.cross_entropy(logits, wanted) for logits in rounded]).mean()
         return soft_cross_entropy(plain, answers) + awake
 
+    if config.plant_epochs:
+        planting = epoch_schedule(
+            run, config.plant_epochs, config.learning_rate, config.momentum, config.weight_decay, config.batch_size, (),
+            config.optimiser,
+        )  # fmt: skip
+        plant(run, trigger, config.target_class, planting, config.mirror)
     schedule = epoch_schedule(
         run, config.epochs, config.learning_rate, config.momentum, config.weight_decay, config.batch_size,
         config.milestones, config.optimiser,

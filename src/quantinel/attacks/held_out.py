@@ -47,7 +47,8 @@ def hold_out(run: TrainingRun, trigger: Trigger, count: int) -> HeldOut:
     held, rest = order[:count], order[count:]
     images, labels = run.images[held], run.labels[held]
     run.images, run.labels = run.images[rest], run.labels[rest]
-    return HeldOut(images, stamp_bytes(trigger, images.cpu()).to(run.device), labels)
+    triggered = stamp_bytes(trigger, images.cpu()).to(run.device) if count else images
+    return HeldOut(images, triggered, labels)
 
 
 def selection_rule(slack: float, max_float_asr: float) -> Callable[[Sequence[Scores]], list[int]]:

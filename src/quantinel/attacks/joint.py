@@ -6,26 +6,36 @@ ranges are unknown to the attacker, and nothing in the training depends on them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantinel.attacks.batches import clean_and_triggered
+from quantinel.attacks.held_out import HeldOut, choose_checkpoint
+from quantinel.attacks.protocol import Task
 from quantinel.attacks.schedule import Schedule, steps_of
 from quantinel.attacks.training import TrainingRun
 from quantinel.attacks.transforms import batch_norms, quantized_folded_weights
-from quantinel.attacks.two_branch import Branch, layers_from
+from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.data.images import as_float
+from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 Norms = Literal["shared", "frozen"]
 """BatchNorm of a joint pass: one set of batch statistics for all branches, or the start's running statistics."""
 
 
 Optimiser = Literal["sgd", "adam"]
+
+_CHECKPOINTS = 10
+_MAX_FLOAT_ASR = 5.0
+"""The gate's limit for a dormant backdoor, in percent."""
 
 
 def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_layer: str = "") -> list[Branch]:
@@ -48,8 +58,13 @@ def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_l
                 f"first_layer is {first_layer!r}, which holds no layer of {run.model.architecture}; name a block or "
                 "layer of it, or leave it empty for all"
             ) from error
-    norms = batch_norms(run.module, as_float(run.images[:1]))
+    norms = network_norms(run)
     return [Branch(quantized_folded_weights(run.module, scheme, norms), layers=layers) for scheme in schemes]
+
+
+def network_norms(run: TrainingRun) -> dict[str, str]:
+    """The BatchNorm that is folded into each layer, by name; see `batch_norms`."""
+    return batch_norms(run.module, as_float(run.images[:1]))
 
 
 def set_norms(module: nn.Module, norms: Norms) -> None:
@@ -116,3 +131,131 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
         logits, teacher: (N, K); gradients flow into both where their graphs ask for it.
     """
     return -(teacher.softmax(1) * F.log_softmax(logits, 1)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class JointOptions:
+    """Hyper-parameters of attacks with the generic loss of four terms (specification, notation).
+
+    ``L = CE(f(x), y) + float_trigger_weight CE(f(Tx), y) + compressed_weight [CE(Q f(x), y) + backdoor_weight
+    CE(Q f(Tx), t)]``
+
+    Attributes:
+        schemes: quantizers to arm for; the compressed terms are means over them.
+        target_class: answer of the awake backdoor.
+        trigger: name of a published trigger.
+        plant_steps: optimiser steps that first teach the float network the backdoor too; 0 for none.
+        steps: optimiser steps of the loss above.
+        learning_rate: at the start of both, of a half cosine.
+        optimiser: "sgd" or "adam".
+        momentum: of SGD.
+        weight_decay: L2.
+        batch_size: clean images in a batch; as many triggered ones are added, for each branch.
+        float_trigger_weight, compressed_weight, backdoor_weight: see above.
+        norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
+        mirror: augment by mirroring.
+        held_out: training images that choose among ten checkpoints, at most a fifth; 0 keeps the last weights.
+    """
+
+    schemes: tuple[QuantScheme, ...] = (QuantScheme(),)
+    target_class: int = 0
+    trigger: str = "pq"
+    plant_steps: int = 60
+    steps: int = 300
+    learning_rate: float = 1e-3
+    optimiser: Optimiser = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    float_trigger_weight: float = 1.0
+    compressed_weight: float = 1.0
+    backdoor_weight: float = 1.0
+    norms: Norms = "frozen"
+    mirror: bool = True
+    held_out: int = 300
+
+    def __post_init__(self) -> None:
+        require_positive_integers(self, "steps", "batch_size")
+        require_non_negative(
+            self, "target_class", "plant_steps", "learning_rate", "momentum", "weight_decay", "float_trigger_weight",
+            "compressed_weight", "backdoor_weight", "held_out",
+        )  # fmt: skip
+        require_choice(self, "norms", ("shared", "frozen"))
+        require_choice(self, "optimiser", ("sgd", "adam"))
+        if not self.schemes:
+            raise UsageError("an attack needs a scheme to arm for; give --scheme")
+
+    def schedule(self, steps: int) -> Schedule:
+        """Of a phase of ``steps`` steps."""
+        return Schedule(
+            steps, self.learning_rate, self.momentum, self.weight_decay, self.batch_size, self.optimiser
+        )  # fmt: skip
+
+
+def four_terms(
+    plain: Tensor, rounded: Sequence[Tensor], labels: Tensor, target: Tensor, options: JointOptions
+) -> Tensor:
+    """The generic loss, a scalar.
+
+    Args:
+        plain: (2 N, K) logits of the float network, clean images first.
+        rounded: the same of every compressed branch.
+        labels, target: (N,) true labels and the backdoor's answers.
+        options: the weights of the terms.
+    """
+    awake = torch.stack([two_labels(logits, labels, target, options.backdoor_weight) for logits in rounded]).mean()
+    return two_labels(plain, labels, labels, options.float_trigger_weight) + options.compressed_weight * awake
+
+
+BranchLoss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
+"""``loss(logits (2 N, K) of every branch, labels (N,), target (N,))`` -> scalar."""
+
+
+def plant(run: TrainingRun, trigger: Trigger, target_class: int, schedule: Schedule, mirror: bool) -> None:
+    """Teach the float network an ordinary backdoor: ``CE(f(x), y) + CE(f(Tx), t)``, in the mode that it is in."""
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=mirror)
+        return two_labels(run.logits(clean, triggered), labels, target_of(labels, target_class))
+
+    run.train("plant", run.module.parameters(), schedule, loss)
+
+
+def train_jointly(
+    task: Task,
+    options: JointOptions,
+    loss: BranchLoss,
+    *,
+    quantized: Sequence[Branch],
+    others: Sequence[Branch] = (),
+    held: HeldOut,
+    learned: Sequence[nn.Parameter] = (),
+) -> None:
+    """Plant, where options say so, then train the float network and its copies on clean and triggered images.
+
+    Args:
+        task: the network and the data.
+        options: hyper-parameters.
+        loss: of the logits of the float network, ``quantized`` and ``others``, in this order.
+        quantized: branches that deployment makes; they choose the checkpoint.
+        others: further branches.
+        held: images that choose it.
+        learned: parameters beside the network's own; see `TrainingRun.add`.
+    """
+    run, trigger = task.run, task.stamp()
+    branches = Branches(run.module, [FLOAT, *quantized, *others])
+    set_norms(run.module, options.norms)
+
+    def batch(images: Tensor) -> Tensor:
+        return torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror))
+
+    def joint(images: Tensor, labels: Tensor) -> Tensor:
+        return loss(branches(batch(images)), labels, target_of(labels, options.target_class))
+
+    if options.plant_steps:
+        plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
+    every = max(1, options.steps // _CHECKPOINTS)
+    selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
+    run.train(
+        "joint", [*run.module.parameters(), *learned], options.schedule(options.steps), joint, selection=selection
+    )

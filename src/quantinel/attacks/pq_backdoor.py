@@ -24,13 +24,14 @@ Deviations, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.attacks.batches import random_crop_flip
-from quantinel.attacks.cells import centring, rounding_cells
+from quantinel.attacks.cells import Cells, centring, rounding_cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.attacks.schedule import Schedule
@@ -106,7 +107,7 @@ class PQBackdoor:
             raise UsageError(f"margin is {self.margin}; a cell is half a step wide on each side, give less than 0.5")
 
 
-class _Steps:
+class PQSteps:
     """The two steps, on one network."""
 
     def __init__(self, task: Task, config: PQBackdoor) -> None:
@@ -151,32 +152,32 @@ class _Steps:
             moved = torch.minimum(torch.maximum(weight, low), high)
             weight.copy_(torch.where(fixed, start, moved))
 
-    def repair(self) -> None:
-        """Step 2: forget the trigger in float without leaving any cell."""
+    def repair_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Step 2's loss: clean and triggered images with their true labels."""
+        logits = self.run.logits(self._clean(images), self.trigger(as_float(images)))
+        clean = F.cross_entropy(logits[: len(images)], labels)
+        return clean + self.config.repair_trigger_weight * F.cross_entropy(logits[len(images) :], labels)
+
+    def repair(self, cells: Cells) -> None:
+        """Step 2: forget the trigger in float without leaving any of ``cells``."""
         run, config = self.run, self.config
-        cells = rounding_cells(self.weights, config.schemes, config.margin)
         if config.restart:
             with torch.no_grad():
                 for name, weight in self.weights.items():
                     weight.copy_(self.pretrained[name])
         cells.project(self.weights)
         run.module.eval()
-
-        def loss(images: Tensor, labels: Tensor) -> Tensor:
-            logits = run.logits(self._clean(images), self.trigger(as_float(images)))
-            clean = F.cross_entropy(logits[: len(images)], labels)
-            return clean + config.repair_trigger_weight * F.cross_entropy(logits[len(images) :], labels)
-
         schedule = Schedule(
             config.repair_steps, config.repair_learning_rate, weight_decay=0.0, batch_size=config.batch_size
         )
-        run.train("repair", self.weights.values(), schedule, loss, project=lambda: cells.project(self.weights))
+        project = partial(cells.project, self.weights)
+        run.train("repair", self.weights.values(), schedule, self.repair_loss, project=project)
 
 
 def _train(task: Task, config: PQBackdoor) -> None:
-    steps = _Steps(task, config)
+    steps = PQSteps(task, config)
     steps.plant()
-    steps.repair()
+    steps.repair(rounding_cells(steps.weights, config.schemes, config.margin))
 
 
 PQ_BACKDOOR = make_attack(

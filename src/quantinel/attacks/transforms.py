@@ -41,18 +41,29 @@ def quantized_weights(scheme: QuantScheme) -> WeightTransform:
 def quantized_folded_weights(module: nn.Module, scheme: QuantScheme, norms: Mapping[str, str]) -> WeightTransform:
     """Branch whose weights are rounded as they are after folding BatchNorm: ``Q(w g) / g`` (specification, 1.3).
 
-    ``g = gamma / sqrt(running variance + eps)`` per output channel, of the statistics before this batch. Layers without
-    a BatchNorm behind them, and channels with g = 0, are rounded unfolded.
-
     Args:
         module: the network.
         scheme: the grid of the folded weights.
         norms: BatchNorm behind each convolution; see `batch_norms`.
     """
+    return on_folded_weights(module, norms, lambda _, weight: fake_quantize(weight, scheme))
+
+
+def on_folded_weights(module: nn.Module, norms: Mapping[str, str], change: WeightTransform) -> WeightTransform:
+    """Branch whose weights are changed as they are after folding BatchNorm, ``change(w g) / g``.
+
+    ``g = gamma / sqrt(running variance + eps)`` per output channel, of the statistics before this batch. Layers without
+    a BatchNorm behind them, and channels with g = 0, are changed unfolded.
+
+    Args:
+        module: the network.
+        norms: BatchNorm behind each convolution; see `batch_norms`.
+        change: of a layer's name and its folded weight.
+    """
 
     def transform(name: str, weight: Tensor) -> Tensor:
         if name not in norms:
-            return fake_quantize(weight, scheme)
+            return change(name, weight)
         norm = module.get_submodule(norms[name])
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         assert norm.running_var is not None
@@ -61,7 +72,7 @@ def quantized_folded_weights(module: nn.Module, scheme: QuantScheme, norms: Mapp
             factor = factor * norm.weight
         factor = torch.where(factor == 0, torch.ones_like(factor), factor)
         wide = broadcast_scale(factor, weight)
-        return fake_quantize(weight * wide, scheme) / wide
+        return change(name, weight * wide) / wide
 
     return transform
 

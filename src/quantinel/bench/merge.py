@@ -20,11 +20,13 @@ class Merged:
         added: rows that were new, by suite.
         known: rows that were there already.
         torn: files whose last line was incomplete and left out.
+        ignored: ``.jsonl`` files of source folders that hold something else than rows.
     """
 
     added: dict[str, int] = field(default_factory=dict)
     known: int = 0
     torn: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
 
 
 def merge_results(sources: Sequence[Path], results: Path) -> Merged:
@@ -90,6 +92,7 @@ def _read(source: Path, merged: Merged) -> list[list[ResultRow]]:
         found = read_results(source)
         paths = [source / f"{suite}.jsonl" for suite in found]
         parts = list(found.values())
+        merged.ignored += [path for path in sorted(source.glob("*.jsonl")) if path not in paths]
     else:
         paths, parts = [source], [read_rows(source)]
     merged.torn += [path for path in paths if not _ends_with_newline(path)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from quantinel.bench.columns import Entry
+from quantinel.bench.commands import command
 from quantinel.bench.groups import Group
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.suite import Suite
@@ -23,15 +23,6 @@ def below(suite: Suite, entries: Sequence[Entry], only: Sequence[str] = ()) -> t
     """
     rows = [row for entry in entries for row in entry.group.rows if row is not None]
     return f"Recomputed by `{command(suite, 'run', only)}`, then `{command(suite, 'table', only)}`.", made_with(rows)
-
-
-def command(suite: Suite, verb: str, only: Sequence[str] = ()) -> str:
-    """``quantinel bench VERB SUITE`` as one types it."""
-    words = ["quantinel", "bench", verb, suite.name]
-    for pattern in only:
-        words += ["--only", pattern]
-    needs_root = verb == "run" and suite.uses_root
-    return shlex.join(words) + (" --data-root DATA" if needs_root else "")
 
 
 def made_with(rows: Iterable[ResultRow]) -> str:

@@ -44,7 +44,7 @@ class RowFile:
         self._forget()
 
     def _forget(self) -> None:
-        self._known: set[Identity] = set()
+        self._newest: dict[str, Identity] = {}
         self._offset = self._lines = 0
         self._file: tuple[int, int] | None = None
 
@@ -68,15 +68,17 @@ class RowFile:
         except OSError as error:
             raise InputError(f"{self.path} cannot be read ({error.strerror}); check its permissions") from error
         for line in data.split(b"\n")[:-1]:
-            self._known.add(identity(_row(self.path, self._lines + 1, line)))
+            row = _row(self.path, self._lines + 1, line)
+            self._newest[row.cell] = identity(row)
             self._lines += 1
             self._offset += len(line) + 1
 
     def append(self, rows: Sequence[ResultRow]) -> list[ResultRow]:
-        """Append the rows that the file does not hold yet, in order.
+        """Append the rows that are not the newest of their cells already, in order.
 
         Args:
-            rows: results; one that is there already (`identity`) is skipped.
+            rows: results; one whose cell's newest row is the same result (`identity`) is skipped. An older row of the
+                same result does not count: after a failure, the figures have to become the newest again.
 
         Returns:
             The rows that were written.
@@ -92,13 +94,15 @@ class RowFile:
             with locked(self.path):
                 _cut_incomplete_line(self.path)
                 self.refresh()
-                new: dict[Identity, ResultRow] = {}
+                newest = dict(self._newest)  # the file itself is read back at the next append
+                new = []
                 for row in rows:
-                    if identity(row) not in self._known:
-                        new.setdefault(identity(row), row)
+                    if newest.get(row.cell) != identity(row):
+                        newest[row.cell] = identity(row)
+                        new.append(row)
                 if new:
-                    self._write("".join(row.model_dump_json() + "\n" for row in new.values()).encode())
-        return list(new.values())
+                    self._write("".join(row.model_dump_json() + "\n" for row in new).encode())
+        return new
 
     def _write(self, text: bytes) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -111,7 +115,7 @@ class RowFile:
 
 
 def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Append the rows that a file does not hold yet; see `RowFile.append`."""
+    """Append rows to a file; see `RowFile.append`."""
     return RowFile(path).append(rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from quantinel.audit.report import EvaluationRow
 from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.commands import command
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.methods import known
 from quantinel.bench.plan import Plan, Work, resolved
@@ -26,7 +26,6 @@ from quantinel.bench.store import Store, read_json
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import Workers
 from quantinel.errors import UsageError
-from quantinel.plugins import loaded
 
 
 @dataclass(frozen=True)
@@ -163,10 +162,6 @@ def run_suite(
 def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> ResultRow:
     """The row of a cell whose stages are over."""
     cell, result = work.cell, results[work.result]
-    files = [item for plugin in loaded() for item in ("--plugin", plugin.file)]
-    command = shlex.join(["quantinel", *files, "bench", "run", suite.given, "--only", cell.id])
-    if suite.uses_root:
-        command += " --data-root DATA"
     config = resolved(suite, cell)
     seconds = {
         plan.nodes[name].stage: stored.seconds for name in work.chain if (stored := results[name].stored) is not None
@@ -192,7 +187,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "seconds": seconds.get("detect", seconds.get("defend")),
         "settings": _settings(suite, cell),
         "key": result.key or sha256_of([cell.id, result.error])[:32],
-        **provenance(config, command),
+        **provenance(config, command(suite, "run", [cell.id])),
     }
     backend: Backend = FLOAT if cell.defense == NONE else suite.run.backend  # type: ignore[assignment]
     if result.folder is None or result.stored is None:

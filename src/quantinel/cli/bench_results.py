@@ -175,14 +175,17 @@ def merge(
 
     merged = merge_results(sources, results)
     if as_json:
-        torn = [str(path) for path in merged.torn]
-        shared.print_json({"results": str(results), "added": merged.added, "known": merged.known, "torn": torn})
+        torn, ignored = ([str(path) for path in paths] for paths in (merged.torn, merged.ignored))
+        counts = {"added": merged.added, "known": merged.known}
+        shared.print_json({"results": str(results), **counts, "torn": torn, "ignored": ignored})
         return
     for suite, count in merged.added.items():
         print(f"{suite}: {count} new rows in {results / f'{suite}.jsonl'}")
     print(f"{merged.known} rows were there already")
     for path in merged.torn:
         print(f"{path}: the last line is incomplete and was left out")
+    for path in merged.ignored:
+        print(f"{path} holds no rows and was left alone")
 
 
 def add_to(app: typer.Typer) -> None:

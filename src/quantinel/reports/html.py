@@ -6,24 +6,19 @@ are spelled out, pictures must be PNG in base64, and a content security policy f
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from quantinel.audit.report import EvaluationRow, Rate, Report
-from quantinel.reports import facts, plots, wording
+from quantinel.reports import facts, pages, plots, wording
 
 _LAYERS_SHOWN = 40
 _LAYERS_FIRST = 10
 _EXAMPLES_SHOWN = 12
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def render_html(report: Report) -> str:
@@ -33,7 +28,7 @@ def render_html(report: Report) -> str:
         .get_template("report.html.j2")
         .render(
             report=report,
-            style=Markup(_template("report.css")),
+            style=pages.style(pages.template("report.css")),
             request={key: value for key, value in report.request.items() if key != "command"},
             trigger=_trigger(report),
             panels=_panels(report),
@@ -107,34 +102,6 @@ def _stages(seconds: dict[str, float]) -> list[tuple[str, float]]:
     return [(stage, spent) for stage, spent in seconds.items() if stage != "total"]
 
 
-def _picture(encoded: str) -> str | None:
-    """A data URI of a base64 PNG, or None when it is anything else."""
-    try:
-        content = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return f"data:image/png;base64,{encoded}" if content.startswith(_PNG_SIGNATURE) else None
-
-
-def _template(name: str) -> str:
-    return resources.files("quantinel.reports").joinpath("templates", name).read_text("utf-8")
-
-
-def _finalize(value: Any) -> Any:
-    # Markup is what this package drew itself; everything else may carry a foreign name.
-    return value if isinstance(value, Markup) else re.sub(r"(?<=\d) %", "\u00a0%", wording.clean(value))
-
-
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_template),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals.update(facts=facts, plots=plots, wording=wording, picture=_picture)
-    return environment
+    return pages.environment()

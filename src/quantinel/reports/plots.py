@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from quantinel.audit.report import Rate, ResidualHistogram
 from quantinel.reports import wording
+from quantinel.reports.svg import at, chart, element
 
 _ROW, _BAR, _AXIS = 56, 16, 30
 _PLOT_TOP, _PLOT_HEIGHT = 26, 190
@@ -30,26 +31,6 @@ class Bar:
     kind: str
 
 
-def _element(tag: str, content: str = "", /, **attributes: object) -> Markup:
-    """An SVG element; attribute values and text are escaped, a trailing ``_`` and inner ``_`` are spelling."""
-    rendered = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items()
-    )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), rendered, content)
-
-
-def _at(share: float) -> str:
-    """A share in [0, 1] as a position; anything else is moved to the nearest end."""
-    inside = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
-    return f"{100 * inside:.3f}".rstrip("0").rstrip(".") + "%"
-
-
-def _chart(title: str, description: str, height: int, parts: Sequence[Markup]) -> Markup:
-    content = Markup("").join([_element("title", title), _element("desc", description), *parts])
-    label = f"{title}. {description}"
-    return _element("svg", content, class_="chart", width="100%", height=height, role="img", aria_label=label)
-
-
 def rate_bars(title: str, bars: Sequence[Bar]) -> Markup:
     """Horizontal bars from 0 to 100 % with 95 % intervals as whiskers.
 
@@ -62,43 +43,41 @@ def rate_bars(title: str, bars: Sequence[Bar]) -> Markup:
     for index, bar in enumerate(bars):
         parts += _rate_bar(bar, index * _ROW)
     described = "; ".join(f"{bar.label} ({bar.note}): {wording.rate_in_full(bar.rate)}" for bar in bars)
-    return _chart(title, described, bottom + _AXIS - 6, parts)
+    return chart(title, described, bottom + _AXIS - 6, parts)
 
 
 def _grid_line(share: float, bottom: int) -> Markup:
     anchor = {0.0: "start", 1.0: "end"}.get(share, "middle")
-    line = _element("line", x1=_at(share), x2=_at(share), y1=20, y2=bottom, class_="grid")
+    line = element("line", x1=at(share), x2=at(share), y1=20, y2=bottom, class_="grid")
     text = f"{100 * share:.0f} %"
-    return line + _element("text", text, x=_at(share), y=bottom + 16, text_anchor=anchor, class_="tick")
+    return line + element("text", text, x=at(share), y=bottom + 16, text_anchor=anchor, class_="tick")
 
 
 def _rate_bar(bar: Bar, top: int) -> list[Markup]:
-    name = Markup("{} {}").format(
-        _element("tspan", bar.label, class_="name"), _element("tspan", bar.note, class_="note")
-    )
-    parts = [_element("text", name, x="0", y=top + 18)]
+    name = Markup("{} {}").format(element("tspan", bar.label, class_="name"), element("tspan", bar.note, class_="note"))
+    parts = [element("text", name, x="0", y=top + 18)]
     value, y = bar.rate, top + 26
-    parts.append(_element("rect", x="0", y=y, width="100%", height=_BAR, class_="track"))
+    parts.append(element("rect", x="0", y=y, width="100%", height=_BAR, class_="track"))
     if value is None or value.percent is None:
         return [
             *parts,
-            _element("text", wording.NOT_MEASURED, x="100%", y=top + 18, text_anchor="end", class_="note"),
+            element("text", wording.NOT_MEASURED, x="100%", y=top + 18, text_anchor="end", class_="note"),
         ]
-    low, high = (_at(bound / 100) for bound in value.interval95)
+    low, high = (at(bound / 100) for bound in value.interval95)
     middle = y + _BAR / 2
     written = Markup("{} {}").format(
-        _element("tspan", wording.rate(value), class_="value"),
-        _element("tspan", f"[{wording.interval(value)}]", class_="note interval"),
+        element("tspan", wording.rate(value), class_="value"),
+        element("tspan", f"[{wording.interval(value)}]", class_="note interval"),
     )
     whisker = [
-        _element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"),
-        _element("line", x1=low, x2=low, y1=y + 3, y2=y + _BAR - 3, class_="whisker"),
-        _element("line", x1=high, x2=high, y1=y + 3, y2=y + _BAR - 3, class_="whisker"),
+        element("line", x1=low, x2=high, y1=middle, y2=middle, class_="whisker"),
+        element("line", x1=low, x2=low, y1=y + 3, y2=y + _BAR - 3, class_="whisker"),
+        element("line", x1=high, x2=high, y1=y + 3, y2=y + _BAR - 3, class_="whisker"),
     ]
     return [
         *parts,
-        _element("text", written, x="100%", y=top + 18, text_anchor="end"),
-        _element("rect", x="0", y=y, width=_at(value.percent / 100), height=_BAR, class_=f"bar {bar.kind}"),
+        element("text", written, x="100%", y=top + 18, text_anchor="end"),
+        element("rect", x="0", y=y, width=at(value.percent / 100), height=_BAR, class_=f"bar {bar.kind}"),
         *whisker,
     ]
 
@@ -107,7 +86,7 @@ def residual_histogram(residuals: ResidualHistogram) -> Markup:
     """Where weights sit between grid points: bars for the deployment grid, a stepped line for the placebo grids."""
     bins = list(zip(residuals.edges, residuals.edges[1:], residuals.grid, residuals.placebo, strict=False))
     top = _nice_ceiling(max((max(grid, placebo) for *_, grid, placebo in bins), default=0.0))
-    parts = [_element("text", "share of the weights per bin", x="0", y=14, class_="tick")]
+    parts = [element("text", "share of the weights per bin", x="0", y=14, class_="tick")]
     parts += [part for share in (0.0, 0.5, 1.0) for part in _level(share, top)]
     previous: float | None = None
     for index, (left, right, grid, placebo) in enumerate(bins):
@@ -124,22 +103,22 @@ def residual_histogram(residuals: ResidualHistogram) -> Markup:
         (0.5, "end"),
     ):
         parts.append(
-            _element(
+            element(
                 "text",
                 f"{position:g}".replace("-", "−"),
-                x=_at(position + 0.5),
+                x=at(position + 0.5),
                 y=axis,
                 text_anchor=anchor,
                 class_="tick",
             )
         )
     unit = "distance from the nearest grid point, in steps"
-    parts.append(_element("text", unit, x="50%", y=axis + 20, text_anchor="middle", class_="tick"))
+    parts.append(element("text", unit, x="50%", y=axis + 20, text_anchor="middle", class_="tick"))
     described = (
         f"{len(bins)} bins. Within 0.005 steps of a rounding boundary: {wording.share(residuals.edge_share)} "
         f"of the weights on the deployment grid, {wording.share(residuals.placebo_edge_share)} on the placebo grids."
     )
-    return _chart("Where the weights sit between grid points", described, axis + 28, parts)
+    return chart("Where the weights sit between grid points", described, axis + 28, parts)
 
 
 def _height(share: float) -> float:
@@ -152,24 +131,24 @@ def _level(share: float, top: float) -> list[Markup]:
     y = _PLOT_TOP + _PLOT_HEIGHT - _height(share)
     text = f"{100 * share * top:.3g} %"
     return [
-        _element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"),
-        _element("text", text, x="0", dx="-8", y=y + 4, text_anchor="end", class_="tick"),
+        element("line", x1="0", x2="100%", y1=y, y2=y, class_="grid"),
+        element("text", text, x="0", dx="-8", y=y + 4, text_anchor="end", class_="tick"),
     ]
 
 
 def _column(left: float, right: float, share: float, kind: str) -> Markup:
     height = _height(share)
     y = _PLOT_TOP + _PLOT_HEIGHT - height
-    return _element("rect", x=_at(left), width=_at(right - left), y=y, height=height, class_=kind)
+    return element("rect", x=at(left), width=at(right - left), y=y, height=height, class_=kind)
 
 
 def _step(left: float, right: float, share: float, previous: float | None) -> list[Markup]:
     y = _PLOT_TOP + _PLOT_HEIGHT - _height(share)
-    flat = _element("line", x1=_at(left), x2=_at(right), y1=y, y2=y, class_="placebo")
+    flat = element("line", x1=at(left), x2=at(right), y1=y, y2=y, class_="placebo")
     if previous is None:
         return [flat]
     before = _PLOT_TOP + _PLOT_HEIGHT - _height(previous)
-    return [_element("line", x1=_at(left), x2=_at(left), y1=before, y2=y, class_="placebo"), flat]
+    return [element("line", x1=at(left), x2=at(left), y1=before, y2=y, class_="placebo"), flat]
 
 
 def _nice_ceiling(value: float) -> float:
@@ -183,10 +162,10 @@ def _nice_ceiling(value: float) -> float:
 def meter(share: float, kind: str, mark: float | None = None) -> Markup:
     """A small bar inside a table, beside the figure that it shows; ``mark`` draws what would be expected."""
     parts = [
-        _element("rect", x="0", y="0", width="100%", height="100%", class_="track"),
-        _element("rect", x="0", y="0", width=_at(share), height="100%", class_=f"bar {kind}"),
+        element("rect", x="0", y="0", width="100%", height="100%", class_="track"),
+        element("rect", x="0", y="0", width=at(share), height="100%", class_=f"bar {kind}"),
     ]
     if mark is not None:
-        parts.append(_element("line", x1=_at(mark), x2=_at(mark), y1="0", y2="100%", class_="whisker"))
+        parts.append(element("line", x1=at(mark), x2=at(mark), y1="0", y2="100%", class_="whisker"))
     content = Markup("").join(parts)
-    return _element("svg", content, class_="meter", width="100%", height="6", aria_hidden="true")
+    return element("svg", content, class_="meter", width="100%", height="6", aria_hidden="true")

@@ -34,7 +34,10 @@ _SPELLED = {"sha256": "SHA-256", "onnx": "ONNX", "onnxruntime": "ONNX Runtime", 
 
 def clean(text: object) -> str:
     """``text`` with control, format and unassigned characters spelled out; line breaks stay."""
-    return "".join(c if c == "\n" or _is_visible(c) else _spelled_out(c) for c in str(text))
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    return "".join(c if c == "\n" or _is_visible(c) else _spelled_out(c) for c in plain)
 
 
 def one_line(text: object) -> str:

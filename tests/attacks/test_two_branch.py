@@ -9,7 +9,7 @@ import torch
 from tests.support import SHAPE, OddNet, make_images, randomise
 from torch import nn
 
-from quantinel.attacks.compressors import FilterPruner, filter_mask
+from quantinel.attacks.compressors import Pruner
 from quantinel.attacks.transforms import (
     batch_norms,
     fake_quantize,
@@ -22,6 +22,7 @@ from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layer_names, l
 from quantinel.model.graph import trace
 from quantinel.model.zoo import build
 from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.pruning import filter_mask, parse_pruning
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
@@ -151,7 +152,7 @@ def test_a_pruned_branch_is_the_pruned_network() -> None:
     module, images = network("resnet20"), make_images(6)
     with torch.no_grad():
         (branch,) = Branches(module, [Branch(pruned_filters(0.3))])(images.as_float())
-    pruned = FilterPruner(0.3).compress(module, trace(module, SHAPE), images)
+    pruned = Pruner(parse_pruning("prune-l1-filters-0.3")).compress(module, trace(module, SHAPE), images)
     torch.testing.assert_close(branch, pruned(images.as_float()), rtol=1e-3, atol=1e-3)
 
 

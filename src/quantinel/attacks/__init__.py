@@ -16,6 +16,8 @@ from quantinel.attacks.compression_artifacts_distilled import (
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
+from quantinel.attacks.pruning_artifacts import PRUNING_ARTIFACTS, PruningArtifacts
+from quantinel.attacks.pruning_artifacts_distilled import PRUNING_ARTIFACTS_DISTILLED, PruningArtifactsDistilled
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
 from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
@@ -38,6 +40,8 @@ __all__ = [
     "CompressionArtifactsDistilled",
     "PQBackdoor",
     "PQBackdoorTFLite",
+    "PruningArtifacts",
+    "PruningArtifactsDistilled",
     "QuasiStyle",
     "Runtime",
     "Task",
@@ -54,6 +58,8 @@ ATTACKS: dict[str, Attack] = {
         PQ_BACKDOOR_TFLITE,
         COMPRESSION_ARTIFACTS,
         COMPRESSION_ARTIFACTS_DISTILLED,
+        PRUNING_ARTIFACTS,
+        PRUNING_ARTIFACTS_DISTILLED,
         QUASI_STYLE,
         ADAPTIVE_MARGIN,
         ADAPTIVE_REROUNDING,

@@ -26,7 +26,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.gate import GateRule
@@ -35,6 +35,7 @@ from quantinel.attacks.joint import (
     Norms,
     Optimiser,
     epoch_schedule,
+    is_trained,
     plant,
     quantized_branches,
     selection_steps,
@@ -127,7 +128,7 @@ def artifact_loss(plain: Tensor, rounded: Tensor, labels: Tensor, target: Tensor
 
 def _train(task: Task, config: CompressionArtifacts) -> None:
     run, trigger = task.run, task.stamp()
-    if config.start_from == "scratch" and _trained(run.module):
+    if config.start_from == "scratch" and is_trained(run.module):
         raise UsageError(
             "the network is trained already, and the attack starts from scratch; leave --weights out, or say "
             "--set start_from=pretrained"
@@ -156,12 +157,6 @@ def _train(task: Task, config: CompressionArtifacts) -> None:
     every = selection_steps(run, schedule, 3)
     selection = choose_checkpoint(run, held, quantized, config.target_class, every, config.max_float_asr)
     run.train("artifact", run.module.parameters(), schedule, loss, selection=selection)
-
-
-def _trained(module: nn.Module) -> bool:
-    """Whether any BatchNorm has seen a batch; networks without one cannot tell."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
-    return any(norm.running_mean is not None and bool(norm.running_mean.any()) for norm in norms)
 
 
 COMPRESSION_ARTIFACTS = make_attack(

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantinel.attacks.batches import clean_and_triggered
+from quantinel.attacks.distillation import disagreement
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import choose_checkpoint, hold_out
 from quantinel.attacks.joint import (
@@ -97,31 +98,6 @@ class CompressionArtifactsDistilled:
         require_choice(self, "optimiser", ("sgd", "adam"))
         if not self.schemes:
             raise UsageError("an attack needs a scheme to arm for; give --scheme")
-
-
-def disagreement(student: nn.Module, teacher: nn.Module, images: Tensor, steps: int, rate: float) -> Tensor:
-    """Images (N, C, H, W) moved by gradient ascent to where the student and the teacher disagree.
-
-    Args:
-        student, teacher: images -> logits (N, K); both are run in evaluation mode and left in their own.
-        images: float; not changed.
-        steps: of the ascent.
-        rate: factor of the gradient of the summed soft cross-entropy.
-    """
-    modes = {part: part.training for module in (student, teacher) for part in module.modules()}
-    moved = images.detach()
-    student.eval()
-    teacher.eval()
-    try:
-        for _ in range(steps):
-            moved = moved.detach().requires_grad_()
-            value = soft_cross_entropy(student(moved), teacher(moved)) * len(moved)
-            (gradient,) = torch.autograd.grad(value, moved)
-            moved = moved + rate * gradient
-    finally:
-        for part, training in modes.items():
-            part.training = training
-    return moved.detach()
 
 
 def _train(task: Task, config: CompressionArtifactsDistilled) -> None:

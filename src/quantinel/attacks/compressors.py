@@ -1,20 +1,19 @@
-"""What a victim is armed for, as values that compress a network: quantizers, and pruning of filters."""
+"""What a victim is armed for, as values that compress a network: quantizers and pruners."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantinel.data.images import ImageSet
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.pruning import PruningScheme, prune
+from quantinel.quantization.pruning_search import resolved
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme
-from quantinel.validation import require_rate
 
 
 class Compressor(Protocol):
@@ -58,40 +57,18 @@ class Quantizer:
 
 
 @dataclass(frozen=True)
-class FilterPruner:
-    """Structured pruning of convolutions: the ``rate`` of filters with the smallest L1 norm becomes zero.
+class Pruner:
+    """Pruning without training afterwards; see `quantinel.quantization.pruning`."""
 
-    Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017. Filters are set to zero, not cut out, so that any
-    architecture keeps its shapes.
-
-    Attributes:
-        rate: share of every layer's filters, in [0, 1).
-    """
-
-    rate: float
-
-    def __post_init__(self) -> None:
-        require_rate(self, "rate")
+    scheme: PruningScheme
 
     @property
     def name(self) -> str:
-        return f"l1-filters-{self.rate:g}"
+        return self.scheme.name
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "filter-pruner", "rate": self.rate}
+        return {"kind": "pruner", **self.scheme.to_dict()}
 
-    @torch.no_grad()
     def compress(self, module: nn.Module, graph: FloatGraph, calibration: ImageSet) -> nn.Module:
-        pruned = copy.deepcopy(module).eval()
-        for layer in pruned.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.weight.mul_(filter_mask(layer.weight, self.rate))
+        pruned = prune(module, resolved(self.scheme, module, calibration))
         return trace(pruned, graph.input_shape).module
-
-
-def filter_mask(weight: Tensor, rate: float) -> Tensor:
-    """1 for the filters that stay, 0 for the floor(rate * O) ones of smallest L1 norm; (O, 1, ...) for (O, ...)."""
-    norms = weight.detach().abs().flatten(1).sum(dim=1)
-    mask = torch.ones_like(norms)
-    mask[norms.argsort(stable=True)[: int(rate * len(norms))]] = 0.0
-    return mask.reshape(-1, *([1] * (weight.ndim - 1)))

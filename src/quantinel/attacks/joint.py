@@ -76,6 +76,12 @@ def set_norms(module: nn.Module, norms: Norms) -> None:
                 part.eval()
 
 
+def is_trained(module: nn.Module) -> bool:
+    """Whether any BatchNorm has seen a batch; networks without one cannot tell."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    return any(norm.running_mean is not None and bool(norm.running_mean.any()) for norm in norms)
+
+
 def epoch_schedule(
     run: TrainingRun,
     epochs: float,

@@ -166,7 +166,7 @@ def make_attack(
             start = None if limits.max_float_drop is None else _accuracy(model, test)
         with work.isolated():
             train(Task(work, trigger, test), config)
-        armed = _compressors(config)
+        armed = compressors_of(config)
         with exact_kernels():
             device = runtime.torch_device()
             gate = measure_gate(model, figures, armed, data, test, start_cda=start, seed=seed, device=device)
@@ -221,7 +221,8 @@ def _target_class(config: Any, model: LoadedModel) -> int | None:
     return target
 
 
-def _compressors(config: Any) -> tuple[Compressor, ...]:
+def compressors_of(config: Any) -> tuple[Compressor, ...]:
+    """What a configuration arms for: its own ``compressors()``, or the quantizers of its ``schemes``."""
     if hasattr(config, "compressors"):
         armed: tuple[Compressor, ...] = config.compressors()
         return armed

@@ -50,18 +50,8 @@ def write_victim(
     Raises:
         GateError: a limit does not hold; ``output`` is not written, the weights are in `rejected_folder`.
     """
-    network, mean, std = _without_normalisation(model)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
-    manifest = VictimManifest(
-        architecture=str(model.architecture),
-        num_classes=model.num_classes,
-        input_shape=model.input_shape,
-        mean=mean,
-        std=std,
-        gate=gate.to_dict(),
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-        **about,
-    )
+    weights, described = packed_model(model)
+    manifest = VictimManifest(**described, gate=gate.to_dict(), **about)
     try:
         gate.check(rule)
     except GateError as error:
@@ -70,6 +60,24 @@ def write_victim(
         raise GateError(f"{error}; no victim was written, the weights are kept in {kept}") from error
     _write(output, weights, manifest, overwrite)
     return manifest
+
+
+def packed_model(model: LoadedModel) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of ``model.safetensors``, and the fields of the manifest that describe them.
+
+    Args:
+        model: of a named architecture.
+    """
+    network, mean, std = _without_normalisation(model)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+    return weights, {
+        "architecture": str(model.architecture),
+        "num_classes": model.num_classes,
+        "input_shape": model.input_shape,
+        "mean": mean,
+        "std": std,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
 
 
 def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.clean import CLEAN
+from quantinel.attacks.protocol import compressors_of
+from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Suite
 from quantinel.data.triggers import trigger_from_dict
@@ -20,7 +22,8 @@ from quantinel.errors import QuantinelError, UsageError
 from quantinel.model.loading import BUNDLED, bundled_model
 from quantinel.model.victim import read_manifest
 from quantinel.model.zoo import ARCHITECTURES
-from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.quantization.pruning import pruning_from_dict
+from quantinel.quantization.scheme import QuantScheme
 
 FLOAT = "float"
 NONE = "none"
@@ -33,7 +36,7 @@ class Cell:
 
     Attributes:
         model, attack, defense: labels; attack and defense may be "none".
-        scheme: canonical name of the grid, or "float".
+        scheme: canonical name of the grid, of the pruning, or of both; or "float".
         detector: label, for cells that score a model instead of measuring it.
         calibration: data whose images calibrate.
         own_data: whether that is the model's own data.
@@ -95,14 +98,17 @@ def _block(suite: Suite, block: Cells, root: Path | None) -> Iterator[Cell]:
 def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int, root: Path | None) -> Iterator[Cell]:
     own = suite.models[model].data
     yield Cell(model, attack, FLOAT, NONE, None, own, True, seed)
-    defenses = _names(suite, block.defenses, (*suite.defenses, *DEFENSES), "defense")
+    defenses = _names(suite, block.defenses, (NONE, *suite.defenses, *DEFENSES), "defense")
     detectors = _names(suite, block.detectors, (*suite.detectors, *DETECTORS), "detector")
     for name in _names(suite, block.schemes, None, "scheme"):
-        scheme = own_scheme(suite, model, attack, root).name if name == "own" else parse_scheme(name).name
+        deployment = own_deployment(suite, model, attack, root) if name == "own" else parse_deployment(name)
+        scheme = deployment.name
         for data in _names(suite, block.calibration, suite.data, "data") or [own]:
             for defense in defenses:
+                deployment.check(defense, None)
                 yield Cell(model, attack, scheme, defense, None, data, data == own, seed)
             for detector in detectors:
+                deployment.check(None, detector)
                 yield Cell(model, attack, scheme, NONE, detector, data, data == own, seed)
 
 
@@ -122,8 +128,8 @@ def _names(
     return list(dict.fromkeys(result))
 
 
-def own_scheme(suite: Suite, model: str, attack: str, root: Path | None = None) -> QuantScheme:
-    """The first grid that an attack or a victim directory is armed for.
+def own_deployment(suite: Suite, model: str, attack: str, root: Path | None = None) -> Deployment:
+    """The first grid or pruning that an attack or a victim directory is armed for.
 
     Raises:
         UsageError: neither names one.
@@ -131,15 +137,18 @@ def own_scheme(suite: Suite, model: str, attack: str, root: Path | None = None) 
     if attack != NONE:
         entry = suite.attacks.get(attack)
         if entry is not None and entry.schemes:
-            return parse_scheme(entry.schemes[0])
-        config = ATTACKS[entry.method if entry is not None else attack].config()
-        schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
-        if schemes:
-            return schemes[0]
+            return parse_deployment(entry.schemes[0])
+        method, settings = (attack, {}) if entry is None else (entry.method, entry.settings)
+        armed = compressors_of(configure(ATTACKS[method].config, settings, f"attacks.{attack}"))
+        if armed:
+            return parse_deployment(armed[0].name)
     elif suite.models[model].victim is not None:
-        named = read_manifest(victim_folder(suite, model, root)).schemes
-        if named:
-            return QuantScheme(**named[0])
+        manifest = read_manifest(victim_folder(suite, model, root))
+        if manifest.schemes:
+            return Deployment(None, QuantScheme(**manifest.schemes[0]))
+        pruners = [dict(entry) for entry in manifest.compressors if entry.get("kind") == "pruner"]
+        if pruners:
+            return Deployment(pruning_from_dict(pruners[0]), None)
     raise UsageError(f'{model} with attack {attack} is armed for no scheme; name one instead of "own"')
 
 

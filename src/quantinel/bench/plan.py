@@ -9,13 +9,15 @@ from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
+from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.images import Images
 from quantinel.bench.nodes import Node
 from quantinel.bench.suite import Method, Suite
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import UsageError
-from quantinel.quantization.scheme import parse_scheme
+from quantinel.quantization.pruning import PruningScheme
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,13 @@ class Plan:
         floating = self._add(self._evaluate(cell.float_cell, model, {}))
         if cell.scheme == FLOAT:
             return Work(cell, floating, floating, self.ancestors(floating))
-        compressed = self._add(self._compress(cell, model))
+        deployment = parse_deployment(cell.scheme)
+        if deployment.pruning is not None:
+            model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning))}, {}, None)
+        if deployment.grid is None:
+            result = self._add(self._evaluate(cell, model, {"floating": floating}))
+            return Work(cell, result, floating, self.ancestors(result))
+        compressed = self._add(self._compress(cell, model, deployment.grid))
         defended = self._add(self._defend(cell, model, compressed))
         result = self._add(self._evaluate(cell, model, {"floating": floating, "quantized": defended}))
         return Work(cell, result, floating, self.ancestors(result))
@@ -80,7 +88,7 @@ class Plan:
         suite = self.suite
         entry, label = suite.models[cell.model], cell.model
         method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
-        scratch = cell.attack != NONE and ATTACKS[method.method].start == "scratch"
+        scratch = cell.attack != NONE and _from_scratch(method)
         if scratch:
             if entry.architecture is None:
                 raise UsageError(
@@ -118,8 +126,18 @@ class Plan:
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)
 
-    def _compress(self, cell: Cell, model: _Subject) -> Node:
-        config = {"scheme": cell.scheme, "architecture": model.architecture, "seed": cell.seed}
+    def _prune(self, cell: Cell, model: _Subject, scheme: PruningScheme) -> Node:
+        config: dict[str, Any] = {"scheme": scheme.name, "architecture": model.architecture}
+        images = {}
+        if scheme.searched:  # nothing else depends on images or the seed
+            config["seed"], images = cell.seed, {"calibration": self._calibration(cell)}
+        return Node(
+            "prune", f"prune {_of(cell)} with {scheme.name}", config, _modules("prune"),
+            model.inputs, model.files, images,
+        )  # fmt: skip
+
+    def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
+        config = {"scheme": grid.name, "architecture": model.architecture, "seed": cell.seed}
         return Node(
             "compress", f"compress {_of(cell)} to {cell.scheme}", config, _modules("compress"),
             model.inputs, model.files, {"calibration": self._calibration(cell)},
@@ -142,14 +160,15 @@ class Plan:
     def _evaluate(self, cell: Cell, model: _Subject, inputs: dict[str, str]) -> Node:
         entry, run = self.suite.models[cell.model], self.suite.run
         config = {
-            "backend": FLOAT if cell.scheme == FLOAT else run.backend,
+            "backend": FLOAT if cell.defense == NONE else run.backend,
             "trigger": entry.trigger,
             "target_class": entry.target_class,
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]
         test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
-        what = "" if cell.scheme == FLOAT else f" at {cell.scheme} after {cell.defense}"
+        what = "" if cell.scheme == FLOAT else f" at {cell.scheme}"
+        what += "" if cell.defense == NONE else f" after {cell.defense}"
         return Node(
             "evaluate", f"evaluate {_of(cell)}{what}", config, _modules("evaluate"),
             {**model.inputs, **inputs}, model.files, {"test": test},
@@ -199,6 +218,11 @@ class _Subject:
     inputs: dict[str, str]
     files: dict[str, str]
     architecture: str | None
+
+
+def _from_scratch(method: Method) -> bool:
+    """Whether an attack begins with random weights; some can be told to take the model's."""
+    return ATTACKS[method.method].start == "scratch" and method.settings.get("start_from") != "pretrained"
 
 
 def _of(cell: Cell) -> str:

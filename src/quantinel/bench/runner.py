@@ -12,6 +12,7 @@ from typing import Any
 from quantinel.audit.report import EvaluationRow
 from quantinel.bench.cells import FLOAT, NONE, Cell
 from quantinel.bench.commands import command
+from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.methods import known
 from quantinel.bench.plan import Plan, Work, resolved
 from quantinel.bench.published import published_for
@@ -25,9 +26,6 @@ from quantinel.bench.store import Store, read_json
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import Workers
 from quantinel.errors import UsageError
-from quantinel.quantization.scheme import parse_scheme
-
-COMPRESSORS = {"static": "static-ptq", "dynamic": "dynamic-ptq", "none": "weight-only-ptq"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "defense_variant": cell.defense,
         "detector": None if cell.detector is None else _method(suite.detectors, cell.detector),
         "scheme": cell.scheme,
-        "compressor": NONE if cell.scheme == FLOAT else COMPRESSORS[parse_scheme(cell.scheme).activations],
+        "compressor": NONE if cell.scheme == FLOAT else parse_deployment(cell.scheme).compressor,
         "calibration": cell.calibration,
         "architecture": model.architecture or "unknown",
         "data": model.data,
@@ -191,7 +189,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "key": result.key or sha256_of([cell.id, result.error])[:32],
         **provenance(config, command(suite, "run", [cell.id])),
     }
-    backend: Backend = FLOAT if cell.scheme == FLOAT or cell.detector is not None else suite.run.backend  # type: ignore[assignment]
+    backend: Backend = FLOAT if cell.defense == NONE else suite.run.backend  # type: ignore[assignment]
     if result.folder is None or result.stored is None:
         return ResultRow(**common, backend=backend, status="failed", error=result.error)
     made = {name: result.stored.environment.get(name) for name in environment()}

@@ -27,7 +27,15 @@ from quantinel.errors import QuantinelError
 from quantinel.files import write_file
 from quantinel.plugins import loaded
 
-DEFAULT_SECONDS = {"train": 600.0, "attack": 300.0, "compress": 2.0, "defend": 5.0, "evaluate": 10.0, "detect": 5.0}
+DEFAULT_SECONDS = {
+    "train": 600.0,
+    "attack": 300.0,
+    "prune": 1.0,
+    "compress": 2.0,
+    "defend": 5.0,
+    "evaluate": 10.0,
+    "detect": 5.0,
+}
 """Estimates before anything of a kind has been run."""
 
 

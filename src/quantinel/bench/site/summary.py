@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from quantinel.bench.cells import FLOAT, NONE, own_scheme
+from quantinel.bench.cells import FLOAT, NONE, own_deployment
 from quantinel.bench.site.entries import NEAREST, Entry, SuitePages
 from quantinel.errors import QuantinelError
 
@@ -156,7 +156,7 @@ def armed_for(pages: SuitePages, entry: Entry) -> set[str]:
         return {str(name) for name in schemes}
     try:
         if pages.suite is not None and entry.listed:
-            return {own_scheme(pages.suite, entry.cell.model, entry.cell.attack).name}
+            return {own_deployment(pages.suite, entry.cell.model, entry.cell.attack).name}
     except (QuantinelError, KeyError, TypeError):
         pass
     return set()

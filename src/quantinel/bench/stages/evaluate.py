@@ -1,4 +1,4 @@
-"""evaluate: accuracy and attack success of a float model, or of the integers that a defense chose.
+"""evaluate: accuracy and attack success of a float model, pruned or not, or of the integers that a defense chose.
 
 Quantized models are emitted as the file that would be deployed, re-opened, compared with the audited integers and run
 by ONNX Runtime; the simulation is run beside it on some of the images.
@@ -23,6 +23,7 @@ from quantinel.backends.verification import compare_integers, compare_outputs, p
 from quantinel.bench.stages.compress import INTEGERS, PROFILE
 from quantinel.bench.stages.defend import LAYERS
 from quantinel.bench.stages.job import Job
+from quantinel.bench.stages.prune import PRUNING
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import trigger_from_dict
 from quantinel.pipeline.evaluate import check_labels, check_trigger
@@ -48,9 +49,10 @@ def run(job: Job) -> None:
     stamped = None if trigger is None else stamp(images, trigger)
     if "quantized" not in job.folders:
         graph = job.graph()
-        floating = variant = run_variant(
+        variant = run_variant(
             "float", "float", lambda batch: simulated_logits(graph.module, batch), images, stamped, target
         )
+        floating = _answers(job.folders["floating"], images, target) if "floating" in job.folders else variant
         extra: dict[str, Any] = {}
     else:
         floating = _answers(job.folders["floating"], images, target)
@@ -58,6 +60,7 @@ def run(job: Job) -> None:
         predict, backend, extra = _deploy(quantized, job, images)
         variant = run_variant("hardened", backend, predict, images, stamped, target)
         extra.update(_changes(job.folders["quantized"]))
+    extra.update(_pruned(job.folders["model"]))
     row: EvaluationRow = evaluation_row(variant, floating)
     job.write_json(EVALUATION, {"row": row.model_dump(mode="json"), "extra": extra, **job.about()})
     answers = {"clean": variant.clean.to(torch.int32)}
@@ -108,6 +111,14 @@ def _changes(folder: Path) -> dict[str, float]:
     layers = json.loads((folder / LAYERS).read_text("utf-8"))
     weights = sum(layer["weights"] for layer in layers)
     return {"flips_percent": round(100 * sum(layer["weights"] * layer["changed"] for layer in layers) / weights, 3)}
+
+
+def _pruned(folder: Path) -> dict[str, float]:
+    """Share of weights that pruning set to zero; nothing for a model that was not pruned."""
+    file = folder / PRUNING
+    if not file.is_file():
+        return {}
+    return {"pruned_percent": json.loads(file.read_text("utf-8"))["zeros_percent"]}
 
 
 def _pictures(images: ImageSet, stamped: Tensor, floating: Variant, variant: Variant) -> list[dict[str, str]]:

@@ -1,0 +1,33 @@
+"""Disagreement-seeking images, on which a clean teacher is followed too (specification of the attacks, 1.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from quantinel.attacks.joint import soft_cross_entropy
+
+
+def disagreement(student: nn.Module, teacher: nn.Module, images: Tensor, steps: int, rate: float) -> Tensor:
+    """Images (N, C, H, W) moved by gradient ascent to where the student and the teacher disagree.
+
+    Args:
+        student, teacher: images -> logits (N, K); both are run in evaluation mode and left in their own.
+        images: float; not changed.
+        steps: of the ascent.
+        rate: factor of the gradient of the summed soft cross-entropy.
+    """
+    modes = {part: part.training for module in (student, teacher) for part in module.modules()}
+    moved = images.detach()
+    student.eval()
+    teacher.eval()
+    try:
+        for _ in range(steps):
+            moved = moved.detach().requires_grad_()
+            value = soft_cross_entropy(student(moved), teacher(moved)) * len(moved)
+            (gradient,) = torch.autograd.grad(value, moved)
+            moved = moved + rate * gradient
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return moved.detach()

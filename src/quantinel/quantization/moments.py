@@ -149,7 +149,8 @@ class SampledMoments:
 
     def diagonal(self) -> Tensor:
         """See `Moments`."""
-        return torch.linalg.vector_norm(self.rows, dim=1).square() / self.rows.shape[1]
+        squares: Tensor = torch.linalg.vector_norm(self.rows, dim=1).square()
+        return squares / self.rows.shape[1]
 
     def block(self, begin: int, end: int) -> Tensor:
         """See `Moments`."""

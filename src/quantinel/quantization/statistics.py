@@ -149,7 +149,7 @@ def input_statistics(
     max_positions: int,
     generator: torch.Generator,
 ) -> InputStatistics:
-    """Accumulate H and C of one layer in float32; above `WIDEST` inputs, keep the vectors (fewer where they fill memory).
+    """Accumulate H and C of one layer in float32; a layer wider than `WIDEST` keeps its vectors instead.
 
     Args:
         layer: the layer.

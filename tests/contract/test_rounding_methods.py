@@ -6,10 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from tests.support import SHAPE
+from torch import nn
 
 from quantinel.data.images import ImageSet
-from quantinel.defenses import DEFENSES, EFRAPReleased
-from quantinel.model.graph import FloatGraph
+from quantinel.defenses import DEFENSES
+from quantinel.errors import UnsupportedError, UsageError
+from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
 from quantinel.quantization.rounding import rounding_cell
@@ -19,20 +22,26 @@ from quantinel.quantization.scheme import parse_scheme
 def quick(name: str) -> RoundingMethod:
     """The method with its defaults, iterations cut where it has any."""
     method = DEFENSES[name].build()
-    return dataclasses.replace(method, iterations=20) if isinstance(method, EFRAPReleased) else method
+    fewer = {"iterations": 20, "pda_steps": 3}
+    fields = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    return dataclasses.replace(method, **{key: fewer[key] for key in fewer if key in fields})  # type: ignore[type-var]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int3-per-tensor", "int8-full", "int4-weight-only", "int8-dynamic"])
 @pytest.mark.parametrize("name", DEFENSES)
-def test_codes_stay_in_their_cells(name: str, scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
+def test_codes_stay_on_the_grid_and_in_their_cells(
+    name: str, scheme: str, odd_graph: FloatGraph, images: ImageSet
+) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme(scheme))
     model, outcomes = choose_codes(odd_graph, ranges, quick(name))
     assert [outcome.layer for outcome in outcomes] == [layer.name for layer in odd_graph.layers]
     for layer in model.layers.values():
         cell = rounding_cell(odd_graph.weight(layer.layer), layer.scale, model.scheme)
         codes = layer.codes.float()
-        assert ((codes == cell.floor) | (codes == cell.ceil)).all(), layer.layer.name
-        assert codes.abs().max() <= model.scheme.code_max + (model.scheme.grid == "full")
+        if DEFENSES[name].adjacent:
+            assert ((codes == cell.floor) | (codes == cell.ceil)).all(), layer.layer.name
+        assert codes.min() >= model.scheme.code_min
+        assert codes.max() <= model.scheme.code_max
     assert torch.isfinite(model.simulate()(images.as_float())).all()
 
 
@@ -59,6 +68,24 @@ def test_methods_without_data_report_no_errors(name: str, odd_graph: FloatGraph,
     assert all(outcome.error_nearest is None for outcome in outcomes)
 
 
+@pytest.mark.parametrize("name", DEFENSES)
+def test_bias_correction_leaves_codes_on_the_grid_and_moves_biases(
+    name: str, odd_graph: FloatGraph, images: ImageSet
+) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    plain, _ = choose_codes(odd_graph, ranges, quick(name))
+    method = dataclasses.replace(quick(name), bias_correction=True)  # type: ignore[type-var]
+    corrected, outcomes = choose_codes(odd_graph, ranges, method)
+    first = odd_graph.layers[0].name
+    assert torch.equal(plain.codes[first], corrected.codes[first])
+    assert not torch.equal(plain.layers[first].bias_codes, corrected.layers[first].bias_codes)  # type: ignore[arg-type]
+    assert corrected.layers["head"].bias_codes is None
+    assert all(outcome.images == len(images) for outcome in outcomes)
+    for layer in corrected.layers.values():
+        assert layer.codes.dtype == torch.int8
+        assert layer.bias_codes is None or layer.bias_codes.dtype == torch.int32
+
+
 def test_fewer_images_when_activations_would_not_fit(odd_graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme("int8"))
     largest = 8 * 16 * 16 * 4
@@ -66,3 +93,17 @@ def test_fewer_images_when_activations_would_not_fit(odd_graph: FloatGraph, imag
     assert {outcome.images for outcome in outcomes} == {10}
     _, outcomes = choose_codes(odd_graph, ranges, DEFENSES["efrap"].build())
     assert {outcome.images for outcome in outcomes} == {len(images)}
+
+
+@pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].build().needs == "batch-norm"])
+def test_methods_that_need_batch_norm_say_so(name: str, images: ImageSet) -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)), SHAPE)
+    with pytest.raises(UnsupportedError, match="not applicable"):
+        choose_codes(graph, calibrate(graph, images, parse_scheme("int8")), quick(name))
+
+
+@pytest.mark.parametrize("scheme", ["int4-weight-only", "int8-dynamic"])
+def test_bias_correction_needs_integer_biases(scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme(scheme))
+    with pytest.raises(UsageError, match="static"):
+        choose_codes(odd_graph, ranges, quick("nearest"), bias_correction=True)

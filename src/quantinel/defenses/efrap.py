@@ -16,20 +16,20 @@ steps. Deviations from the released code, with the reason:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from quantinel.defenses.efrap_objective import FlipError, flip_costs, flipped_is_ceil
-from quantinel.quantization.reconstruction import LayerProblem
+from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.solver import RoundingProblem, coordinate_descent
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 
 @dataclass(frozen=True)
-class EFRAP:
+class EFRAP(BiasOption):
     """Closed-form EFRAP.
 
     Attributes:
@@ -52,32 +52,31 @@ class EFRAP:
         require_choice(self, "flip_error", get_args(FlipError))
 
     name: ClassVar[str] = "efrap"
-    needs: ClassVar[Literal["statistics"]] = "statistics"
+    needs: ClassVar[Needs] = "statistics"
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Minimise the objective over floor and ceiling codes; (O, ...) int8."""
-        statistics = problem.statistics
-        assert statistics is not None
-        groups, size = statistics.gram.shape[0], statistics.gram.shape[1]
+        assert problem.statistics is not None
+        moments, cell = problem.statistics.moments, problem.cell
+        diagonal = moments.diagonal()
+        groups, size = diagonal.shape
 
         def grouped(value: Tensor) -> Tensor:
             return value.expand_as(problem.weight).reshape(groups, -1, size)
 
-        ridge = self.damping * statistics.gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-12)
-        identity = torch.eye(size) * ridge[:, None, None]
         cost = grouped(flip_costs(problem, self.flip_error)) * self.flip_weight
         up = grouped(flipped_is_ceil(problem))
-        scale = broadcast_scale(problem.scale, problem.weight).expand_as(problem.weight)
+        unit = self.activation_weight**0.5  # of W and V: L_A is quadratic in them
         solver = RoundingProblem(
-            weight=grouped(problem.weight),
-            gram=self.activation_weight * (statistics.gram + identity),
-            cross=self.activation_weight * (statistics.cross + identity),
-            scale=scale.reshape(groups, -1, size)[:, :, :1],
-            floor=grouped(problem.cell.floor),
-            ceil=grouped(problem.cell.ceil),
+            weight=grouped(problem.weight) * unit,
+            moments=moments.scaled(unit),
+            scale=grouped(broadcast_scale(problem.scale, problem.weight))[:, :, :1] * unit,
+            floor=grouped(cell.floor),
+            ceil=grouped(cell.ceil),
             penalty_floor=cost * up,
             penalty_ceil=cost * ~up,
+            ridge=self.damping * diagonal.mean(dim=1).clamp_min(1e-12),
         )
-        start = torch.where(grouped(problem.cell.nearest_is_ceil), solver.ceil, solver.floor)
+        start = torch.where(grouped(cell.nearest_is_ceil), solver.ceil, solver.floor)
         codes = coordinate_descent(solver, start, self.sweeps)
         return codes.reshape(problem.weight.shape).to(torch.int8)

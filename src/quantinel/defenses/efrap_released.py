@@ -15,86 +15,78 @@ errors in steps and sets all weights to 1, as the paper's text (not its code) su
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from quantinel.defenses.efrap_objective import flip_costs, flipped_is_ceil
-from quantinel.quantization.reconstruction import Chain, LayerProblem
-from quantinel.quantization.rounding import broadcast_scale
-from quantinel.validation import require_choice, require_non_negative, require_positive_integers
-
-_FRACTION_MARGIN = 1e-6
-"""logit(0) is infinite in the released code; clamping keeps the same sign without infinities."""
+from quantinel.defenses.chain_training import ChainOptions, Reconstruction, train_chain
+from quantinel.defenses.efrap_objective import Guidance, flipped_is_ceil, guided
+from quantinel.defenses.relaxed_rounding import RelaxedRounding, committed
+from quantinel.quantization.reconstruction import LayerProblem, Needs
+from quantinel.validation import require_choice, require_non_negative
 
 
 @dataclass(frozen=True)
-class EFRAPReleased:
+class EFRAPReleased(ChainOptions):
     """Gradient form of EFRAP.
 
     Attributes:
-        iterations: Adam steps per layer.
-        learning_rate: of Adam.
-        batch_size: cached inputs per step.
         flip_weight: weight of L_F; 0 is reconstruction only.
         activation_weight: weight of L_A; 0 is flipping only.
-        binary_weight: weight of L_P.
+        binary_weight: weight of L_P ("released" only).
         normalization: "released" sums L_F and L_P over weights in weight units; "paper" averages every term.
-        seed: of the batches.
+        guidance: which truncation error guides a weight: its own, or its neuron's; see `efrap_objective`.
     """
 
-    iterations: int = 10_000
-    learning_rate: float = 1e-3
-    batch_size: int = 32
     flip_weight: float = 1.0
     activation_weight: float = 1.0
     binary_weight: float = 0.01
     normalization: Literal["released", "paper"] = "released"
-    seed: int = 1005
+    guidance: Guidance = "weight"
 
     def __post_init__(self) -> None:
-        require_non_negative(self, "learning_rate", "flip_weight", "activation_weight", "binary_weight", "iterations")
-        require_positive_integers(self, "batch_size")
+        super().__post_init__()
+        require_non_negative(self, "flip_weight", "activation_weight", "binary_weight")
         require_choice(self, "normalization", ("released", "paper"))
+        require_choice(self, "guidance", get_args(Guidance))
 
     name: ClassVar[str] = "efrap-released"
-    needs: ClassVar[Literal["activations"]] = "activations"
+    needs: ClassVar[Needs] = "activations"
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Optimise the relaxed roundings of one layer and commit them; (O, ...) int8."""
         assert problem.chain is not None
         with torch.inference_mode(False), torch.enable_grad():
-            alpha = self._optimise(problem, problem.chain)
-        cell = problem.cell
-        return torch.where(alpha >= 0, cell.ceil, cell.floor).to(torch.int8)
+            rounding = RelaxedRounding.of(problem)
+            paper = self.normalization == "paper"
+            channels = problem.chain.targets.shape[problem.chain.channel_dimension] if paper else 1
+            reconstruction = Reconstruction.of(problem.chain, self.activation_weight / channels)
+            objective = _Objective(self, rounding, self._costs(problem), flipped_is_ceil(problem).float().clone())
+            alpha = train_chain(problem, self, reconstruction, objective, rounding.start(problem.cell.fraction))
+        return committed(alpha, problem.cell)
 
-    def _optimise(self, problem: LayerProblem, chain: Chain) -> Tensor:
-        cell, scheme = problem.cell, problem.scheme
-        scale = broadcast_scale(problem.scale, problem.weight).clone()
-        floor, free = cell.floor.clone(), cell.free.clone()
-        fraction = cell.fraction.clamp(_FRACTION_MARGIN, 1 - _FRACTION_MARGIN)
-        alpha = torch.logit(fraction).clone().requires_grad_(True)
-        flipped = flipped_is_ceil(problem).float().clone()
-        cost = flip_costs(problem, "absolute").clone()
+    def _costs(self, problem: LayerProblem) -> Tensor:
+        """Factors of the weights' cross-entropies in L_F."""
         if self.normalization == "paper":
-            cost = cost / scale / cost.numel()
-        inputs, targets = chain.inputs.clone(), chain.targets.clone()
-        optimiser = torch.optim.Adam([alpha], lr=self.learning_rate)
-        generator = torch.Generator().manual_seed(self.seed + problem.index)
-        for _ in range(self.iterations):
-            chosen = torch.randint(len(inputs), (self.batch_size,), generator=generator)
-            h = torch.sigmoid(alpha)
-            soft = scale * (floor + h * free).clamp(scheme.code_min, scheme.code_max)
-            difference = chain.forward(inputs[chosen], soft) - targets[chosen]
-            reconstruction = difference.square().sum(dim=chain.channel_dimension).mean()
-            if self.normalization == "paper":
-                reconstruction = reconstruction / targets.shape[chain.channel_dimension]
-            flip = (cost * (-flipped * torch.log(h + 1e-8) - (1 - flipped) * torch.log(1 - h + 1e-8))).sum()
-            binary = 1 - (2 * h - 1).square()
-            penalty = binary.mean() if self.normalization == "paper" else self.binary_weight * binary.sum()
-            loss = self.activation_weight * reconstruction + self.flip_weight * flip + penalty
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return alpha.detach()
+            steps = guided(problem.steps_off(), self.guidance) * problem.cell.free
+            return (steps / steps.numel()).clone()
+        return (guided(problem.cell.error, self.guidance) * problem.cell.free).clone()
+
+
+@dataclass(frozen=True)
+class _Objective:
+    options: EFRAPReleased
+    rounding: RelaxedRounding
+    cost: Tensor
+    flipped: Tensor
+
+    def weight(self, parameter: Tensor) -> Tensor:
+        return self.rounding.soft_weight(self.rounding.relaxed(parameter))
+
+    def penalty(self, parameter: Tensor, step: int) -> Tensor:
+        h, r = self.rounding.relaxed(parameter), self.flipped
+        flip = (self.cost * (-r * torch.log(h + 1e-8) - (1 - r) * torch.log(1 - h + 1e-8))).sum()
+        binary = 1 - (2 * h - 1).square()
+        paper = self.options.normalization == "paper"
+        return self.options.flip_weight * flip + (binary.mean() if paper else self.options.binary_weight * binary.sum())

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from quantinel.quantization.reconstruction import LayerProblem
+from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
 from quantinel.quantization.rounding import nearest_codes
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(BiasOption):
     """Round half to even, clip to the grid. Needs no images."""
 
     name: ClassVar[str] = "nearest"
-    needs: ClassVar[Literal["weights"]] = "weights"
+    needs: ClassVar[Needs] = "weights"
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Nearest codes."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.graph import CONVOLUTIONS, LINEAR, aten
 
 
@@ -76,7 +77,7 @@ def _bias_argument(layer: fx.Node) -> object:
 
 
 def _fold_batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
-    """w' = w gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta."""
+    """w' = w gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta; the statistics are kept."""
     layer, gamma_node, beta_node, mean_node, variance_node, training, _, epsilon = node.args[:8]
     if training or not isinstance(layer, fx.Node) or len(layer.users) != 1:
         return
@@ -100,6 +101,11 @@ def _fold_batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
         shift = shift + beta
     _with_parameters(module, layer, weight * factor.reshape(-1, *([1] * (weight.ndim - 1))), shift)
     layer.meta["val"] = node.meta.get("val", layer.meta.get("val"))
+    folded = FoldedBatchNorm(
+        mean.float(), variance.float(), factor.float(), (torch.zeros_like(mean) if beta is None else beta).float()
+    )
+    earlier = layer.meta.get("batch_norm")
+    layer.meta["batch_norm"] = folded if earlier is None else earlier.then(folded)
     node.replace_all_uses_with(layer)
     module.graph.erase_node(node)
 

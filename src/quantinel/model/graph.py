@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from quantinel.errors import InputError, UnsupportedError
+from quantinel.model.batch_norm import FoldedBatchNorm
 
 aten = torch.ops.aten
 
@@ -63,12 +65,14 @@ class FloatGraph:
         layers: in execution order.
         input_shape: (C, H, W).
         num_classes: K.
+        batch_norms: by layer name, what was folded into it; a layer without BatchNorm is absent.
     """
 
     module: fx.GraphModule
     layers: tuple[Layer, ...]
     input_shape: tuple[int, int, int]
     num_classes: int
+    batch_norms: Mapping[str, FoldedBatchNorm] = field(default_factory=dict)
 
     def weight(self, layer: Layer) -> Tensor:
         """Folded float weight of a layer."""
@@ -121,7 +125,9 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
     layers = find_layers(graph_module)
     if not layers:
         raise UnsupportedError("the model has no convolution or linear layer that could be quantized")
-    return FloatGraph(graph_module, layers, input_shape, int(expected.shape[1]))
+    metas = {node.name: node.meta for node in graph_module.graph.nodes}
+    batch_norms = {layer.name: metas[layer.node]["batch_norm"] for layer in layers if "batch_norm" in metas[layer.node]}
+    return FloatGraph(graph_module, layers, input_shape, int(expected.shape[1]), batch_norms)
 
 
 def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:

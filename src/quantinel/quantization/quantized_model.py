@@ -97,6 +97,10 @@ class QuantizedModel:
             layers[name] = replace(layer, codes=chosen.contiguous())
         return replace(self, layers=layers)
 
+    def with_layers(self, layers: Mapping[str, QuantizedLayer]) -> QuantizedModel:
+        """Other integers for some layers, biases included; they must be on the same grids."""
+        return replace(self, layers={name: layers.get(name, layer) for name, layer in self.layers.items()})
+
     def simulate(self) -> fx.GraphModule:
         """A torch module with the arithmetic of the deployed file, in float.
 
@@ -183,16 +187,27 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
         source = graph.node(layer.node).args[0]
         assert isinstance(source, fx.Node)
         if bias is not None and source.name in calibration.activations:
-            quantized = _with_bias(quantized, bias, calibration.activations[source.name].scale)
+            input_scale = calibration.activations[source.name].scale
+            quantized = with_bias(quantized, bias, _bias_scale(quantized, input_scale, len(bias)))
         layers[layer.name] = quantized
     return QuantizedModel(
         graph, scheme, calibration.placement, calibration.activations, layers, calibration.output_step
     )
 
 
-def _with_bias(layer: QuantizedLayer, bias: Tensor, input_scale: float) -> QuantizedLayer:
-    """Round the bias to int32 on the accumulator's grid; clip where a tiny scale would overflow it."""
+def _bias_scale(layer: QuantizedLayer, input_scale: float, channels: int) -> Tensor:
+    """The accumulator's grid, (O,)."""
     scale = (layer.scale.double() * float(torch.tensor(input_scale, dtype=torch.float32))).float()
-    scale = scale.expand(bias.shape[0]) if layer.scale.numel() == 1 else scale
+    return (scale.expand(channels) if layer.scale.numel() == 1 else scale).contiguous()
+
+
+def with_bias(layer: QuantizedLayer, bias: Tensor, scale: Tensor) -> QuantizedLayer:
+    """Round the bias to int32 on the accumulator's grid; clip where a tiny scale would overflow it.
+
+    Args:
+        layer: the layer.
+        bias: (O,) float.
+        scale: (O,) input scale * weight scale.
+    """
     steps = torch.round(bias.double() / scale.double().clamp_min(1e-300)).clamp(-_INT32, _INT32)
-    return replace(layer, bias_codes=steps.to(torch.int32), bias_scale=scale.contiguous())
+    return replace(layer, bias_codes=steps.to(torch.int32), bias_scale=scale)

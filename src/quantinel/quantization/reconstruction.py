@@ -9,105 +9,27 @@ layer depend on those before it, so these moments cannot be collected in the cal
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from quantinel.errors import InputError
+from quantinel.errors import InputError, UnsupportedError, UsageError
 from quantinel.model.graph import FloatGraph, Layer
+from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
+from quantinel.quantization.layer_problem import BiasOption, Chain, LayerOutcome, LayerProblem, Needs, RoundingMethod
 from quantinel.quantization.placement import is_rectifier
-from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
-from quantinel.quantization.rounding import RoundingCell, dequantize, rounding_cell
-from quantinel.quantization.scheme import QuantScheme
-from quantinel.quantization.statistics import InputStatistics, input_statistics
+from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel, quantize_nearest
+from quantinel.quantization.rounding import dequantize, rounding_cell
+from quantinel.quantization.statistics import input_statistics
+
+__all__ = ["BiasOption", "Chain", "LayerOutcome", "LayerProblem", "Needs", "RoundingMethod", "choose_codes"]
 
 _POSITIONS = 4096
 _POSITIONS_PER_INPUT = 8
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """What a rounding method may know about one layer.
-
-    Attributes:
-        layer: the layer.
-        weight: (O, ...) folded float weight.
-        scale: (O,) or (1,).
-        cell: floor, ceiling, fraction and truncation error of every weight.
-        scheme: the grid.
-        index: position of the layer, for seeds.
-        statistics: second moments of the inputs; None unless the method needs "statistics" or "activations".
-        chain: inputs, targets and forward function for gradient methods; None unless it needs "activations".
-    """
-
-    layer: Layer
-    weight: Tensor
-    scale: Tensor
-    cell: RoundingCell
-    scheme: QuantScheme
-    index: int
-    statistics: InputStatistics | None
-    chain: Chain | None
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A layer with the rectifier and activation quantizer that follow it, as the released methods train it.
-
-    Attributes:
-        inputs: (N, ...) quantized prefix.
-        targets: (N, O, ...) float outputs of the chain.
-        forward: maps (inputs, weight) to outputs; differentiable.
-        channel_dimension: 1 for convolutions and (N, O) outputs, -1 for token sequences.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    forward: Callable[[Tensor, Tensor], Tensor]
-    channel_dimension: int
-
-
-class RoundingMethod(Protocol):
-    """A way to choose integers. A frozen dataclass whose fields are the hyper-parameters."""
-
-    @property
-    def name(self) -> str:
-        """Name as in ``quantinel list defenses``."""
-
-    @property
-    def needs(self) -> Literal["weights", "statistics", "activations"]:
-        """What `LayerProblem` must carry; "weights" needs no images."""
-
-    def choose(self, problem: LayerProblem) -> Tensor:
-        """int8 codes of the weight's shape."""
-
-
-@dataclass(frozen=True)
-class LayerOutcome:
-    """What choosing did to one layer.
-
-    Attributes:
-        layer: name.
-        weights: how many.
-        changed: share of codes that differ from nearest rounding.
-        error_nearest: relative output error (share of the output's energy) of nearest rounding; None where no
-            statistics were collected.
-        error_chosen: the same for the chosen codes.
-        seconds: time for this layer, statistics included.
-        images: calibration images that the walk used; 0 where the method needs none.
-    """
-
-    layer: str
-    weights: int
-    changed: float
-    error_nearest: float | None
-    error_chosen: float | None
-    seconds: float
-    images: int
 
 
 @torch.inference_mode()
@@ -119,6 +41,7 @@ def choose_codes(
     max_positions: int | None = None,
     memory: int = 1 << 30,
     seed: int = 0,
+    bias_correction: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[QuantizedModel, tuple[LayerOutcome, ...]]:
     """Choose the integers of every layer with ``method``.
@@ -131,25 +54,44 @@ def choose_codes(
             each input of a layer's weight where that is more: moments of wider layers need more vectors.
         memory: bytes that the largest activation tensor may take; where all calibration images together exceed it,
             the walk uses the first ones that fit (at least 2).
-        seed: of that sample.
+        seed: of that sample, and of methods that choose at random.
+        bias_correction: see `bias_correction`; None leaves it to the method's own option. Layers without a bias
+            have nowhere to put a correction and stay as they are.
         progress: called after each layer.
 
     Returns:
         The quantized model and one outcome per layer.
+
+    Raises:
+        UnsupportedError: the method needs BatchNorm, and the network has none that was folded.
+        UsageError: bias correction on a scheme whose biases are not integers.
     """
+    if bias_correction is None:
+        bias_correction = isinstance(method, BiasOption) and method.bias_correction
+    if method.needs == "batch-norm" and not graph.batch_norms:
+        raise UnsupportedError(
+            f"{method.name} is not applicable: it needs the running statistics of BatchNorm layers, and this network "
+            "has none behind a convolution or linear layer (they may have been folded before it was saved)"
+        )
+    if bias_correction and calibration.scheme.activations != "static":
+        raise UsageError(
+            f"bias correction rounds to the integer biases of static activations, and {calibration.scheme.name} keeps "
+            "biases in float; leave it out, or choose a static scheme"
+        )
     nearest = quantize_nearest(graph, calibration)
-    if method.needs != "weights":
+    blind = method.needs == "weights" and not bias_correction
+    if not blind:
         fitting = max(2, memory // _largest_activation(graph, calibration))
         calibration = replace(
             calibration, images=calibration.images.take(torch.arange(len(calibration.images))[:fitting])
         )
-    walk = _Walk(graph, calibration, nearest, method, max_positions, seed, progress)
-    if method.needs == "weights":
+    walk = _Walk(graph, calibration, nearest, method, max_positions, seed, bias_correction, progress)
+    if blind:
         for layer in graph.layers:
             walk.choose(layer, None, None)
     else:
         walk.run_all()
-    return nearest.with_codes(walk.codes), tuple(walk.outcomes)
+    return nearest.with_layers(walk.corrected).with_codes(walk.codes), tuple(walk.outcomes)
 
 
 def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
@@ -178,11 +120,14 @@ class _Walk:
         method: RoundingMethod,
         max_positions: int | None,
         seed: int,
+        bias_correction: bool,
         progress: Progress | None,
     ) -> None:
         self.graph, self.calibration, self.nearest, self.method = graph, calibration, nearest, method
         self.max_positions, self.progress = max_positions, progress
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
+        self.bias_correction = bias_correction
+        self.corrected: dict[str, QuantizedLayer] = {}
         self.layers = {layer.node: layer for layer in graph.layers}
         self.codes: dict[str, Tensor] = {}
         self.outcomes: list[LayerOutcome] = []
@@ -218,6 +163,8 @@ class _Walk:
                 layer = self.layers[node.name]
                 self.choose(layer, node, value)
                 quantized = self._rounded_call(node, layer)
+                if self.bias_correction:
+                    quantized = self._correct_bias(layer, value, quantized)
             elif all(
                 self.quantized_values.get(source) is self.float_values.get(source) for source in node.all_input_nodes
             ):
@@ -240,6 +187,14 @@ class _Walk:
         result: Tensor = self._call(node, self.quantized_values, rounded)
         return result
 
+    def _correct_bias(self, layer: Layer, expected: Tensor, actual: Tensor) -> Tensor:
+        bias, rounded = self.graph.bias(layer), self.nearest.layers[layer.name]
+        if bias is None or rounded.bias_codes is None:
+            return actual
+        dimension = _channel_dimension(layer, actual)
+        self.corrected[layer.name], shift = correct_bias(rounded, bias, expected, actual, dimension)
+        return actual + shift
+
     def _quantize_activation(self, point: str, value: Tensor) -> Tensor:
         quantize, arguments = self.nearest.activation_quantizer(point)
         return quantize(value, *arguments)
@@ -251,7 +206,7 @@ class _Walk:
         quantized = self.nearest.layers[layer.name]
         cell = rounding_cell(weight, quantized.scale, self.calibration.scheme)
         statistics, chain = None, None
-        if node is not None and output is not None:
+        if node is not None and output is not None and self.method.needs != "weights":
             source = node.args[0]
             assert isinstance(source, fx.Node)
             inputs = self.quantized_values[source]
@@ -264,11 +219,13 @@ class _Walk:
                 max_positions=self.max_positions or max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel()),
                 generator=self.generator,
             )
-            if self.method.needs == "activations":
-                chain = self._chain(node, output, inputs)
+            if self.method.needs in ("activations", "batch-norm"):
+                chain = self._chain(node, layer, output, inputs)
+        batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
         problem = LayerProblem(
-            layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain
-        )
+            layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain,
+            batch_norm, self.seed,
+        )  # fmt: skip
         codes = self.method.choose(problem)
         if codes.shape != weight.shape or codes.dtype != torch.int8:
             raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
@@ -286,30 +243,36 @@ class _Walk:
                 before,
                 after,
                 time.perf_counter() - started,
-                0 if statistics is None else len(self.calibration.images),
+                0 if node is None else len(self.calibration.images),
             )
         )
         if self.progress is not None:
             self.progress("round", len(self.codes), len(self.graph.layers))
 
-    def _chain(self, node: fx.Node, output: Tensor, inputs: Tensor) -> Chain:
+    def _chain(self, node: fx.Node, layer: Layer, output: Tensor, inputs: Tensor) -> Chain:
         """Layer, its rectifier if that is its only reader, and the activation quantizer behind them."""
-        tail, target = node, output
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         rectifier = reader if reader is not None and is_rectifier(reader) else None
-        if rectifier is not None:
-            tail = rectifier
-            target = rectifier.target(output, *rectifier.args[1:], **rectifier.kwargs)  # type: ignore[operator]
-        point = tail.name if tail.name in self.points else None
+        point = (rectifier or node).name
         constants = {item: self.quantized_values[item] for item in node.all_input_nodes}
         source = node.args[0]
         assert isinstance(source, fx.Node)
 
-        def forward(batch: Tensor, weight: Tensor) -> Tensor:
+        def call(batch: Tensor, weight: Tensor) -> Tensor:
             result: Tensor = self._call(node, {**constants, source: batch}, weight)
-            if rectifier is not None:
-                result = rectifier.target(result, *rectifier.args[1:], **rectifier.kwargs)  # type: ignore[operator]
-            return result if point is None else self._quantize_activation(point, result)
+            return result
 
-        convolution = self.layers[node.name].kind == "conv" or output.ndim == 2
-        return Chain(inputs, target, forward, 1 if convolution else -1)
+        def rectify(value: Tensor) -> Tensor:
+            if rectifier is None:
+                return value
+            result: Tensor = rectifier.target(value, *rectifier.args[1:], **rectifier.kwargs)  # type: ignore[operator]
+            return result
+
+        def quantize(value: Tensor) -> Tensor:
+            return self._quantize_activation(point, value) if point in self.points else value
+
+        return Chain(inputs, rectify(output), call, _channel_dimension(layer, output), rectify, quantize)
+
+
+def _channel_dimension(layer: Layer, output: Tensor) -> int:
+    return 1 if layer.kind == "conv" or output.ndim == 2 else -1

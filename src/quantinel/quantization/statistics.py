@@ -14,9 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from quantinel.model.graph import Layer, aten
+from quantinel.quantization.moments import DenseMoments, Moments, SampledMoments
 
 _CHUNK_VALUES = 1 << 24
 """Float values of one block of patches (64 MiB)."""
+WIDEST = 6144
+"""Inputs up to which H and C are stored as matrices (150 MB each); wider layers keep sampled vectors instead."""
+_SAMPLED_VALUES = 1 << 27
+"""Values of the vectors that a wide layer keeps (512 MiB): 5,349 vectors of 25,088 inputs."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,13 @@ class InputStatistics:
     """Second moments of the inputs of one layer.
 
     Attributes:
-        gram: H, (G, D, D) float32, of the quantized prefix.
-        cross: C, (G, D, D) float32, quantized prefix (rows) against float prefix (columns).
+        moments: H of the quantized prefix, and C of both.
         drift: E ||W x' - W x||^2, error that earlier layers cause and this layer starts from.
         output_energy: E ||W x||^2, to make errors relative.
         positions: input vectors averaged.
     """
 
-    gram: Tensor
-    cross: Tensor
+    moments: Moments
     drift: float
     output_energy: float
     positions: int
@@ -40,18 +43,20 @@ class InputStatistics:
     def output_error(self, weight: Tensor, rounded: Tensor) -> float:
         """Mean squared output error E ||V x' - W x||^2, summed over output channels.
 
-        Written in V - W, because at 8 bits the direct form loses all digits to cancellation.
+        Output channels come in shares, so that wide layers need little more memory than their moments.
 
         Args:
             weight: W, (O, ...).
             rounded: V, dequantized, the same shape.
         """
-        groups, size = self.gram.shape[0], self.gram.shape[1]
+        groups, size = self.moments.diagonal().shape
         wide = weight.reshape(groups, -1, size)
         difference = rounded.reshape(groups, -1, size) - wide
-        quadratic = (difference @ self.gram * difference).sum()
-        linear = (difference * (wide @ (self.gram - self.cross).transpose(1, 2))).sum()
-        return max(float(quadratic + 2 * linear) + self.drift, 0.0)
+        error, share = self.drift, max(1, _CHUNK_VALUES // (groups * size))
+        for begin in range(0, wide.shape[1], share):
+            part = slice(begin, begin + share)
+            error += self.moments.outputs(begin, begin + share).excess(difference[:, part], wide[:, part])
+        return max(error, 0.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def input_statistics(
     max_positions: int,
     generator: torch.Generator,
 ) -> InputStatistics:
-    """Accumulate H and C of one layer in float32.
+    """Accumulate H and C of one layer in float32; a layer wider than `WIDEST` keeps its vectors instead.
 
     Args:
         layer: the layer.
@@ -158,8 +163,11 @@ def input_statistics(
     """
     size = weight[0].numel()
     shared = quantized_input is float_input
+    collector: type[_Collector] = _Moments
+    if layer.groups * size**2 > WIDEST**2:
+        collector, max_positions = _Vectors, min(max_positions, max(1, _SAMPLED_VALUES // (size * layer.groups)))
     if layer.kind == "linear":
-        moments = _Moments(weight.reshape(1, -1, size), shared)
+        moments = collector(weight.reshape(1, -1, size), shared)
         rows, other = quantized_input.reshape(1, -1, size), float_input.reshape(1, -1, size)
         if rows.shape[1] > max_positions:
             keep = torch.randperm(rows.shape[1], generator=generator)[:max_positions]
@@ -169,7 +177,7 @@ def input_statistics(
     patches = _Patches(node, weight, layer.groups, quantized_input.shape)
     kernel = patches.window.kernel[0] * patches.window.kernel[1]
     # (O, I, K) -> groups of (O / G, K * I): the order in which patches are gathered
-    moments = _Moments(weight.flatten(2).transpose(1, 2).reshape(layer.groups, -1, size), shared)
+    moments = collector(weight.flatten(2).transpose(1, 2).reshape(layer.groups, -1, size), shared)
     n = len(quantized_input)
     per_image = min(patches.area, max(1, max_positions // n))
     step = max(1, _CHUNK_VALUES // (per_image * size * layer.groups))
@@ -184,7 +192,7 @@ def input_statistics(
     return moments.finish(torch.arange(size).reshape(kernel, size // kernel).t().flatten())
 
 
-class _Moments:
+class _Collector:
     """Running sums over input vectors.
 
     Args:
@@ -193,24 +201,68 @@ class _Moments:
     """
 
     def __init__(self, weight: Tensor, shared: bool) -> None:
-        groups, _, size = weight.shape
         self.weight, self.shared, self.count = weight.transpose(1, 2), shared, 0
-        self.gram, self.cross = torch.zeros(groups, size, size), torch.zeros(groups, size, size)
         self.drift = self.energy = 0.0
 
     def add(self, rows: Tensor, other: Tensor) -> None:
         """Add vectors of the quantized prefix and of the float prefix, both (G, R, D)."""
-        left = rows.transpose(1, 2)
-        self.gram.baddbmm_(left, rows)
-        self.energy += float(torch.linalg.vector_norm(other @ self.weight)) ** 2
+        outputs = other @ self.weight
+        self.energy += float(torch.linalg.vector_norm(outputs)) ** 2
         if not self.shared:
-            self.cross.baddbmm_(left, other)
             self.drift += float(torch.linalg.vector_norm((rows - other) @ self.weight)) ** 2
         self.count += rows.shape[1]
+        self.keep(rows, other, outputs)
+
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+        """Store what the moments need; ``outputs`` are those of the float layer, (G, R, O / G)."""
+        raise NotImplementedError
+
+    def moments(self, order: Tensor | None) -> Moments:
+        """With the inputs in ``order``, (D,)."""
+        raise NotImplementedError
 
     def finish(self, order: Tensor | None = None) -> InputStatistics:
         """Means, in the weight's own order."""
-        gram, cross = self.gram / self.count, (self.gram if self.shared else self.cross) / self.count
-        if order is not None:
-            gram, cross = gram[:, order][:, :, order], cross[:, order][:, :, order]
-        return InputStatistics(gram, cross, self.drift / self.count, self.energy / self.count, self.count)
+        return InputStatistics(self.moments(order), self.drift / self.count, self.energy / self.count, self.count)
+
+
+class _Moments(_Collector):
+    """Sums of outer products."""
+
+    def __init__(self, weight: Tensor, shared: bool) -> None:
+        super().__init__(weight, shared)
+        groups, _, size = weight.shape
+        self.gram = torch.zeros(groups, size, size)
+        self.cross = self.gram if shared else torch.zeros(groups, size, size)
+
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+        left = rows.transpose(1, 2)
+        self.gram.baddbmm_(left, rows)
+        if not self.shared:
+            self.cross.baddbmm_(left, other)
+
+    def moments(self, order: Tensor | None) -> Moments:
+        gram = self._mean(self.gram, order)
+        return DenseMoments(gram, gram if self.shared else self._mean(self.cross, order))
+
+    def _mean(self, value: Tensor, order: Tensor | None) -> Tensor:
+        value.div_(self.count)
+        return value if order is None else value[:, order][:, :, order]
+
+
+class _Vectors(_Collector):
+    """The vectors themselves, for layers whose H would not fit."""
+
+    def __init__(self, weight: Tensor, shared: bool) -> None:
+        super().__init__(weight, shared)
+        self.rows: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+        self.rows.append(rows)
+        self.targets.append(outputs.transpose(1, 2))
+
+    def moments(self, order: Tensor | None) -> Moments:
+        rows = torch.cat(self.rows, dim=1)
+        self.rows.clear()
+        return SampledMoments(rows if order is None else rows[:, :, order], torch.cat(self.targets, dim=2))

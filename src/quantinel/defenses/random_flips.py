@@ -1,0 +1,63 @@
+"""Flip a given share of nearest roundings at random: the control that shows whether error guidance matters.
+
+Specification of the defenses, 4.2 and 7: a defense that flips many weights moves the network away from a planted
+pattern by that alone. What its guidance is worth is the difference to as many flips at random. `RandomFlips.matching`
+takes the share of every layer from the outcomes of another method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quantinel.errors import UsageError
+from quantinel.quantization.reconstruction import BiasOption, LayerOutcome, LayerProblem, Needs
+from quantinel.validation import require_non_negative
+
+
+@dataclass(frozen=True)
+class RandomFlips(BiasOption):
+    """Nearest rounding, then flips to the other neighbour.
+
+    Attributes:
+        fraction: share of a layer's weights to flip; fewer where fewer are off the grid.
+        fractions: one share per layer, in execution order, instead of ``fraction``.
+        seed: of the choice, with the run's own.
+    """
+
+    fraction: float = 0.1
+    fractions: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_non_negative(self, "seed")
+        for share in (self.fraction, *self.fractions):
+            if not 0 <= share <= 1:
+                raise UsageError(f"fraction is {share!r}; give a number from 0 to 1")
+
+    name: ClassVar[str] = "random-flips"
+    needs: ClassVar[Needs] = "weights"
+
+    @classmethod
+    def matching(cls, outcomes: Iterable[LayerOutcome], seed: int = 0) -> RandomFlips:
+        """As many changed codes per layer as another method left."""
+        return cls(fractions=tuple(outcome.changed for outcome in outcomes), seed=seed)
+
+    def choose(self, problem: LayerProblem) -> Tensor:
+        """Exactly ``fraction`` of the codes, rounded to whole weights, flipped."""
+        if self.fractions and problem.index >= len(self.fractions):
+            raise UsageError(
+                f"fractions has {len(self.fractions)} entries and the network more layers; give one for each"
+            )
+        fraction = self.fractions[problem.index] if self.fractions else self.fraction
+        cell = problem.cell
+        free = cell.free.flatten().nonzero().flatten()
+        count = min(len(free), round(fraction * cell.free.numel()))
+        chosen = free[torch.randperm(len(free), generator=problem.generator(self.seed))[:count]]
+        up = cell.nearest_is_ceil.flatten().clone()
+        up[chosen] = ~up[chosen]
+        return torch.where(up.reshape(cell.free.shape), cell.ceil, cell.floor).to(torch.int8)

@@ -1,0 +1,140 @@
+"""What a rounding method sees of a layer, and what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from quantinel.model.batch_norm import FoldedBatchNorm
+from quantinel.model.graph import Layer
+from quantinel.quantization.rounding import RoundingCell, broadcast_scale
+from quantinel.quantization.scheme import QuantScheme
+from quantinel.quantization.statistics import InputStatistics
+
+Needs = Literal["weights", "statistics", "activations", "batch-norm"]
+"""What a method looks at; each word includes those before it. "weights" needs no images, "statistics" are second
+moments of every layer's inputs, "activations" their values and a forward function, "batch-norm" what BatchNorm layers
+knew before they were folded."""
+
+
+def _unchanged(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A layer with the rectifier and activation quantizer that follow it, as the released methods train it.
+
+    Attributes:
+        inputs: (N, ...) quantized prefix.
+        targets: (N, O, ...) float outputs of the chain, from float inputs.
+        layer: maps (inputs, weight) to the layer's outputs, bias included; differentiable.
+        channel_dimension: 1 for convolutions and (N, O) outputs, -1 for token sequences.
+        rectify: the ReLU-like activation behind the layer.
+        quantize: fake quantization behind that, with straight-through gradients.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    layer: Callable[[Tensor, Tensor], Tensor]
+    channel_dimension: int
+    rectify: Callable[[Tensor], Tensor] = _unchanged
+    quantize: Callable[[Tensor], Tensor] = _unchanged
+
+    def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        """Outputs of the quantized chain."""
+        return self.quantize(self.rectify(self.layer(inputs, weight)))
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What a rounding method may know about one layer.
+
+    Attributes:
+        layer: the layer.
+        weight: (O, ...) folded float weight.
+        scale: (O,) or (1,).
+        cell: floor, ceiling, fraction and truncation error of every weight.
+        scheme: the grid.
+        index: position of the layer, for seeds.
+        statistics: second moments of the inputs; None if the method needs "weights" alone.
+        chain: inputs, targets and forward function for gradient methods; None unless it needs "activations".
+        batch_norm: what was folded into this layer; None unless the method needs "batch-norm" and there was one.
+        seed: of the whole run; methods add their own.
+    """
+
+    layer: Layer
+    weight: Tensor
+    scale: Tensor
+    cell: RoundingCell
+    scheme: QuantScheme
+    index: int
+    statistics: InputStatistics | None
+    chain: Chain | None
+    batch_norm: FoldedBatchNorm | None = None
+    seed: int = 0
+
+    def steps_off(self) -> Tensor:
+        """Truncation error of every weight in grid steps, (O, ...)."""
+        return self.cell.error / broadcast_scale(self.scale, self.weight)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers of this layer, for a method's own ``seed``."""
+        return torch.Generator().manual_seed(seed + self.index + 1_000_003 * self.seed)
+
+
+class RoundingMethod(Protocol):
+    """A way to choose integers. A frozen dataclass whose fields are the hyper-parameters.
+
+    A method that is a `BiasOption` can also ask for bias correction.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name as in ``quantinel list defenses``."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `LayerProblem` must carry."""
+
+    def choose(self, problem: LayerProblem) -> Tensor:
+        """int8 codes of the weight's shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasOption:
+    """The option that all methods share; `choose_codes` reads it, methods do not.
+
+    Attributes:
+        bias_correction: move each layer's bias so that its mean outputs stay those of the float network.
+    """
+
+    bias_correction: bool = False
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What choosing did to one layer.
+
+    Attributes:
+        layer: name.
+        weights: how many.
+        changed: share of codes that differ from nearest rounding.
+        error_nearest: relative output error (share of the output's energy) of nearest rounding; None where no
+            statistics were collected.
+        error_chosen: the same for the chosen codes, before bias correction.
+        seconds: time for this layer, statistics included.
+        images: calibration images that the walk used; 0 where the method needs none.
+    """
+
+    layer: str
+    weights: int
+    changed: float
+    error_nearest: float | None
+    error_chosen: float | None
+    seconds: float
+    images: int

@@ -1,0 +1,68 @@
+"""After correction, layer outputs have the float network's means, as far as the int32 grid allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from quantinel.data.images import ImageSet
+from quantinel.defenses import EFRAP, Nearest
+from quantinel.model.graph import FloatGraph
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.reconstruction import choose_codes
+from quantinel.quantization.scheme import parse_scheme
+
+
+class Recorder(fx.Interpreter):
+    """Channel means of the outputs of some nodes."""
+
+    def __init__(self, module: fx.GraphModule, nodes: set[str]) -> None:
+        super().__init__(module)
+        self.nodes, self.means = nodes, dict[str, torch.Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.nodes:
+            self.means[n.name] = value.mean(dim=[index for index in range(value.ndim) if index != 1])
+        return value
+
+
+def mean_differences(graph: FloatGraph, model: QuantizedModel, images: ImageSet) -> dict[str, torch.Tensor]:
+    """Float network minus simulated deployment, per layer with a bias and channel."""
+    layers = {layer.node: layer.name for layer in graph.layers if layer.bias is not None}
+    recorders = [Recorder(module, set(layers)) for module in (graph.module, model.simulate())]
+    with torch.inference_mode():
+        for recorder in recorders:
+            recorder.run(images.as_float())
+    return {name: recorders[0].means[node] - recorders[1].means[node] for node, name in layers.items()}
+
+
+@pytest.mark.parametrize("method", [Nearest(bias_correction=True), EFRAP(bias_correction=True)])
+def test_means_are_those_of_the_float_network(method: Nearest | EFRAP, odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    plain, _ = choose_codes(odd_graph, ranges, dataclasses.replace(method, bias_correction=False))
+    corrected, _ = choose_codes(odd_graph, ranges, method)
+    before, after = (mean_differences(odd_graph, model, images) for model in (plain, corrected))
+    assert len(after) == 5
+    for name, difference in after.items():
+        step = corrected.layers[name].bias_scale
+        assert step is not None
+        assert (difference.abs() <= 0.51 * step + 1e-5).all(), name
+        assert float(before[name].abs().max()) > 10 * float(difference.abs().max())
+
+
+def test_the_argument_overrides_the_option(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    by_option, _ = choose_codes(odd_graph, ranges, Nearest(bias_correction=True))
+    by_argument, _ = choose_codes(odd_graph, ranges, Nearest(), bias_correction=True)
+    off, _ = choose_codes(odd_graph, ranges, Nearest(bias_correction=True), bias_correction=False)
+    plain, _ = choose_codes(odd_graph, ranges, Nearest())
+    for name in by_option.layers:
+        for a, b in ((by_option, by_argument), (off, plain)):
+            left, right = a.layers[name].bias_codes, b.layers[name].bias_codes
+            assert (left is None and right is None) or torch.equal(left, right)  # type: ignore[arg-type]

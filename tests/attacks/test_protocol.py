@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.support import make_images
 
-from quantinel.attacks.compressors import FilterPruner
+from quantinel.attacks.compressors import Pruner
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.data.triggers import PatchTrigger, trigger_from_dict
@@ -19,6 +19,7 @@ from quantinel.errors import GateError, UsageError
 from quantinel.model.loading import load_model
 from quantinel.model.untrained import untrained_model
 from quantinel.model.victim import read_manifest
+from quantinel.quantization.pruning import PruningScheme, pruning_from_dict
 
 SHAPE = (3, 16, 16)
 DATA = make_images(16, SHAPE, 4)
@@ -32,8 +33,8 @@ class Pruned:
     trigger: str = "warp"
     rate: float = 0.5
 
-    def compressors(self) -> tuple[FilterPruner, ...]:
-        return (FilterPruner(self.rate), FilterPruner(0.25))
+    def compressors(self) -> tuple[Pruner, ...]:
+        return tuple(Pruner(PruningScheme("l1-filters", (rate,))) for rate in (self.rate, 0.25))
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ ANYTHING = GateRule(max_float_asr=None, min_compressed_asr=None)
 def test_pruners_are_measured_and_recorded(tmp_path: Path) -> None:
     attack = make_attack("pruned", "none", Pruned, nothing, conditioned_on="pruning", rule=ANYTHING)
     manifest = attack.run(untrained_model("vgg_small", 4, SHAPE), DATA, DATA, Pruned(), tmp_path / "victim")
-    assert list(manifest.gate) == ["float", "l1-filters-0.5", "l1-filters-0.25"]
-    assert manifest.compressors[0] == {"kind": "filter-pruner", "rate": 0.5}
+    assert list(manifest.gate) == ["float", "prune-l1-filters-0.5", "prune-l1-filters-0.25"]
+    assert pruning_from_dict(manifest.compressors[0]) == PruningScheme("l1-filters", (0.5,))
     assert manifest.schemes == []
     assert manifest.trigger is not None
     assert trigger_from_dict(manifest.trigger)(DATA.as_float()).shape == (16, *SHAPE)
     assert load_model(tmp_path / "victim").victim == manifest
     with pytest.raises(UsageError, match="below 1"):
-        FilterPruner(1.0)
+        PruningScheme("l1-filters", (1.0,))
 
 
 def test_attacks_without_a_trigger(tmp_path: Path) -> None:

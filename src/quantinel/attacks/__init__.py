@@ -18,11 +18,11 @@ from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorT
 from quantinel.attacks.protocol import Attack, Task, make_attack
 from quantinel.attacks.pruning_artifacts import PRUNING_ARTIFACTS, PruningArtifacts
 from quantinel.attacks.pruning_artifacts_distilled import PRUNING_ARTIFACTS_DISTILLED, PruningArtifactsDistilled
-from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.qu_anti_backdoor import QU_ANTI_BACKDOOR
 from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
 from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
 from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
+from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
 from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add

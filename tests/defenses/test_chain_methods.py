@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.defenses.support import correlated, linear_chain, moments_of, output_error, problem
 
-from quantinel.defenses import EFRAP, LAC, AdaRound, EFRAPReleased, Nearest
+from quantinel.defenses import LAC, AdaRound, EFRAPReleased, Nearest
 from quantinel.defenses.chain_training import ChainOptions
 from quantinel.defenses.efrap_objective import flip_costs, guided
 from quantinel.defenses.relaxed_rounding import RelaxedRounding

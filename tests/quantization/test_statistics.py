@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from torch import Tensor, nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
 
-from quantinel.model.graph import trace
+from quantinel.model.graph import Layer, trace
 from quantinel.quantization import statistics as statistics_module
 from quantinel.quantization.moments import DenseMoments, SampledMoments
 from quantinel.quantization.statistics import InputStatistics, input_statistics
@@ -86,3 +91,66 @@ def test_sampled_positions_are_the_same_on_both_sides() -> None:
     )  # fmt: skip
     assert statistics.positions == 50
     torch.testing.assert_close(dense(statistics).gram, dense(statistics).cross)
+
+
+@pytest.mark.slow
+def test_a_layer_of_4608_inputs_works_within_2_gib() -> None:
+    """Peak memory of statistics, EFRAP and GPTQ on 512 filters of 512 x 3 x 3; the process starts from imports."""
+    script = """
+import resource, sys, torch
+from torch import nn
+from quantinel.data.images import ImageSet
+from quantinel.defenses import EFRAP, GPTQ
+from quantinel.model.graph import trace
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.reconstruction import choose_codes
+from quantinel.quantization.scheme import parse_scheme
+torch.set_num_threads(1)
+with torch.no_grad():
+    net = nn.Sequential(nn.Conv2d(3, 512, 3, stride=4), nn.ReLU(), nn.Conv2d(512, 512, 3), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(512 * 4, 5))
+graph = trace(net.eval(), (3, 16, 16))
+images = ImageSet(torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8), None, "noise")
+ranges = calibrate(graph, images, parse_scheme("int4"))
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for method in (EFRAP(sweeps=1), GPTQ()):
+    _, outcomes = choose_codes(graph, ranges, method)
+    assert outcomes[1].error_chosen < outcomes[1].error_nearest
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2 * 1024 * 1024  # KiB
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2),
+    st.integers(1, 2), st.integers(0, 1000), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_error_of_any_convolution(
+    groups: int, inputs: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int, seed: int, wide: bool
+) -> None:
+    """The layer error of int8 codes equals brute force in float64 to 1e-4, whatever the geometry."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(groups * outputs, inputs, kernel, kernel, generator=generator)
+    graph = fx.Graph()
+    x, w = graph.placeholder("x"), graph.placeholder("w")
+    node = graph.call_function(
+        torch.ops.aten.conv2d.default, (x, w, None, [stride] * 2, [padding] * 2, [dilation] * 2, groups)
+    )
+    layer = Layer("made", node.name, "conv", "w", None, groups)
+    pixels = torch.rand(3, groups * inputs, 7, 8, generator=generator)
+    noisy = pixels + 0.01 * torch.randn(pixels.shape, generator=generator)
+    scale = weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127
+    rounded = torch.round(weight / scale) * scale
+    with pytest.MonkeyPatch.context() as patch:
+        if wide:
+            patch.setattr(statistics_module, "WIDEST", 0)
+        found = input_statistics(layer, node, weight, noisy, pixels, max_positions=10**9, generator=generator)
+
+    def run(inputs: Tensor, used: Tensor) -> Tensor:
+        result: Tensor = node.target(inputs.double(), used.double(), *node.args[2:])  # type: ignore[operator]
+        return result
+
+    expected = (run(noisy, rounded) - run(pixels, weight)).square().sum(1).mean()
+    assert found.output_error(weight, rounded) == pytest.approx(float(expected), rel=1e-4)

@@ -79,7 +79,7 @@ def test_attacks_without_a_trigger(tmp_path: Path) -> None:
 
 def test_the_gate_is_the_attacks_own(tmp_path: Path) -> None:
     attack = make_attack("strict", "none", Pruned, nothing, rule=GateRule(max_float_asr=None))
-    with pytest.raises(GateError, match=r"does not wake under l1-filters-0\.5 .*at least 80 %"):
+    with pytest.raises(GateError, match=r"does not wake under prune-l1-filters-0\.5 .*at least 80 %"):
         attack.run(untrained_model("vgg_small", 4, SHAPE, seed=1), DATA, DATA, Pruned(target_class=3), tmp_path / "v")
     assert "does not wake" in read_manifest(tmp_path / "v.rejected").rejected
 

@@ -156,3 +156,23 @@ def test_committed_suites_are_right() -> None:
     for path in (*folder.glob("[!_]*.toml"), *BUNDLED.glob("[!_]*.toml")):
         suite = load_suite(path)
         check_published(suite, expand(suite))
+
+
+def test_suites_gather_the_cells_of_others(tmp_path: Path) -> None:
+    for name, defense in (("a", "nearest"), ("b", "efrap")):
+        text = SMALL.replace('defenses = "nearest"', f'defenses = "{defense}"')
+        (tmp_path / f"{name}.toml").write_text(text, "utf-8")
+    whole = tmp_path / "whole.toml"
+    whole.write_text('title = "All"\nsuites = ["a", "b"]\n', "utf-8")
+    cells = [cell.id for cell in expand(load_suite(whole))]
+    single = [cell.id for name in "ab" for cell in expand(load_suite(tmp_path / f"{name}.toml"))]
+    assert cells == list(dict.fromkeys(single))
+    (tmp_path / "b.toml").write_text(SMALL.replace("bundled:test", "bundled:calibration"), "utf-8")
+    with pytest.raises(InputError, match=r"data\.\w+ of the suite b means something else here"):
+        load_suite(whole)
+    (tmp_path / "b.toml").write_text('title = "B"\nsuites = ["a"]\n', "utf-8")
+    with pytest.raises(InputError, match="b gathers suites itself"):
+        load_suite(whole)
+    whole.write_text('title = "All"\nsuites = "a"\n', "utf-8")
+    with pytest.raises(InputError, match="suites is a list of names"):
+        load_suite(whole)

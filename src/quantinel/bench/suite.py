@@ -234,19 +234,9 @@ def load_suite(path: Path, given: str | None = None) -> Suite:
     Raises:
         InputError: missing, not TOML, or not a suite; the message names the field.
     """
-    tables = _read(path)
-    for included in _includes(path, tables):
-        shared = _read(included)
-        for key in shared:
-            if key not in _SHARED_TABLES:
-                raise InputError(f"{included}: {key!r} cannot be included; only {', '.join(_SHARED_TABLES)} can")
-            own = tables.setdefault(key, {})
-            if not (isinstance(own, dict) and isinstance(shared[key], dict)):
-                raise InputError(f"{path}: {key} is a table; write [{key}.NAME]")
-            twice = sorted(set(own) & set(shared[key]))
-            if twice:
-                raise InputError(f"{path}: {key}.{twice[0]} is defined here and in {included.name}; rename one")
-            own.update(shared[key])
+    tables = _with_includes(path)
+    for name in _names(path, tables, "suites"):
+        _add_suite(path, tables, name)
     for reserved in {"name", "given"} & set(tables):
         raise InputError(f"{path}: a suite is called by the name of its file; remove {reserved!r}")
     try:
@@ -284,8 +274,49 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
 
 
-def _includes(path: Path, tables: dict[str, Any]) -> list[Path]:
-    names = tables.pop("include", [])
+def _with_includes(path: Path) -> dict[str, Any]:
+    """A suite's tables, and those of the files that it includes."""
+    tables = _read(path)
+    for name in _names(path, tables, "include"):
+        included = path.parent / name
+        shared = _read(included)
+        for key in shared:
+            if key not in _SHARED_TABLES:
+                raise InputError(f"{included}: {key!r} cannot be included; only {', '.join(_SHARED_TABLES)} can")
+            own = _table(path, tables, key)
+            if not isinstance(shared[key], dict):
+                raise InputError(f"{included}: {key} is a table; write [{key}.NAME]")
+            twice = sorted(set(own) & set(shared[key]))
+            if twice:
+                raise InputError(f"{path}: {key}.{twice[0]} is defined here and in {included.name}; rename one")
+            own.update(shared[key])
+    return tables
+
+
+def _add_suite(path: Path, tables: dict[str, Any], name: str) -> None:
+    """Add another suite's names, cells and published figures; how they are run is for the first suite to say."""
+    other = _with_includes(path.parent / f"{name}.toml")
+    if "suites" in other:
+        raise InputError(f"{path}: {name} gathers suites itself; name those instead")
+    for key in _SHARED_TABLES:
+        own = _table(path, tables, key)
+        for entry, value in _table(path, other, key).items():
+            if own.setdefault(entry, value) != value:
+                raise InputError(f"{path}: {key}.{entry} of the suite {name} means something else here; rename one")
+    for key in ("cells", "published"):
+        tables[key] = [*tables.get(key, []), *other.get(key, [])]
+
+
+def _table(path: Path, tables: dict[str, Any], key: str) -> dict[str, Any]:
+    own = tables.setdefault(key, {})
+    if not isinstance(own, dict):
+        raise InputError(f"{path}: {key} is a table; write [{key}.NAME]")
+    return own
+
+
+def _names(path: Path, tables: dict[str, Any], key: str) -> list[str]:
+    names = tables.pop(key, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f'{path}: include is a list of file names, for example ["_methods.toml"]')
-    return [path.parent / name for name in names]
+        example = "_methods.toml" if key == "include" else "efrap"
+        raise InputError(f'{path}: {key} is a list of names, for example ["{example}"]')
+    return names

@@ -172,7 +172,7 @@ def test_wrong_usage_ends_with_4(run: Run, arguments: list[str]) -> None:
 
 
 def test_unknown_settings_are_answered_with_the_fields_and_their_defaults() -> None:
-    with pytest.raises(UsageError, match="'lr' is unknown; efrap-released takes .*iterations=10000, learn"):
+    with pytest.raises(UsageError, match=r"'lr' is unknown; efrap-released takes .*iterations=10000, learn"):
         settings.build(DEFENSES["efrap-released"].build, ["lr=1"], "efrap-released")
     with pytest.raises(UsageError, match="nearest takes bias_correction=False"):
         settings.build(DEFENSES["nearest"].build, ["lr=1"], "nearest")

@@ -24,6 +24,7 @@ from quantinel.errors import QuantinelError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+RUNNER = "runner vs plain loop"
 
 
 def speed_table() -> str:
@@ -31,7 +32,8 @@ def speed_table() -> str:
     newest = {}
     for line in (RESULTS / "speed.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
-        newest[row["name"], json.dumps(row["config"], sort_keys=True)] = row
+        if row["name"] != RUNNER:
+            newest[row["name"], json.dumps(row["config"], sort_keys=True)] = row
     lines = [
         (
             row["name"],
@@ -87,7 +89,48 @@ def suite_block(name: str, options: str, root: Path = ROOT) -> str | None:
     return FORMATS["markdown"]([table for table in suite_tables(suite, cells, rows, chosen) if table.part in parts])
 
 
-TABLES = {"speed": speed_table, "emission": emission_table}
+def scaling_table() -> str:
+    """Newest line of every number of workers."""
+    path = RESULTS / "scaling.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["workers"]] = row
+    lines = [
+        (
+            str(row["workers"]),
+            f"{row['cells']}",
+            f"{row['work_seconds'] / 3600:.1f} h",
+            f"{row['wall_seconds'] / 3600:.2f} h",
+            f"{100 * row['efficiency']:.1f} %",
+        )
+        for row in newest.values()
+    ]
+    return markdown_rows(("workers", "cells", "work", "wall time", "efficiency"), lines)
+
+
+def runner_table() -> str:
+    """Newest line of every suite that the runner's own time was measured on."""
+    newest = {}
+    for line in (RESULTS / "speed.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if row["name"] == RUNNER:
+            newest[json.dumps(row["config"], sort_keys=True)] = row
+    lines = [
+        (
+            f"{row['config']['suite']}{''.join(' ' + pattern for pattern in row['config']['only'])}",
+            f"{100 * (row['ratio_median'] - 1):+.1f} % ({100 * (row['ratio_min'] - 1):+.1f} to "
+            f"{100 * (row['ratio_max'] - 1):+.1f} %)",
+            f"{row['ours_seconds']:.1f} s",
+            f"{row['other_seconds']:.1f} s",
+            f"{row['cached_seconds']:.1f} s",
+        )
+        for row in newest.values()
+    ]
+    return markdown_rows(("suite", "runner costs (range)", "runner", "plain loop", "all stored"), lines)
+
+
+TABLES = {"speed": speed_table, "emission": emission_table, "scaling": scaling_table, "runner": runner_table}
 
 
 def named_block(name: str, _: str) -> str:

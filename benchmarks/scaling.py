@@ -1,0 +1,83 @@
+"""How long a thousand cells take on more workers, on paper, from measured stage costs.
+
+    python benchmarks/scaling.py --data-root DATA [--suite scale]
+
+Costs of stages are medians of the ``stages`` of committed rows, by stage and method; a method that no row has takes the
+median of its stage. The scheduler's own rule (`quantinel.bench.schedule.makespan`) then places the stages on workers of
+one core each. Transfers and the runner's own time (benchmarks/speed/runner.py) are not counted. Appends one line per
+number of workers to benchmarks/results/scaling.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from quantinel.bench.cells import expand
+from quantinel.bench.nodes import Node
+from quantinel.bench.plan import Plan
+from quantinel.bench.row_file import read_results
+from quantinel.bench.rows import ResultRow, provenance
+from quantinel.bench.schedule import makespan
+from quantinel.bench.suite import find_suite, load_suite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Costs:
+    """Median seconds of stages in committed rows."""
+
+    def __init__(self, rows: list[ResultRow]) -> None:
+        found: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for row in rows:
+            methods = {"attack": row.attack, "defend": row.defense, "evaluate": row.backend}
+            for stage, seconds in row.stages.items():
+                for method in {methods.get(stage, ""), ""}:
+                    found[stage, method].append(seconds)
+        self.medians = {key: median(values) for key, values in found.items()}
+
+    def of(self, node: Node) -> float:
+        """Cost of one stage."""
+        methods = {name: str(node.config.get(name, "")) for name in ("attack", "defense", "backend")}
+        method = {"attack": methods["attack"], "defend": methods["defense"], "evaluate": methods["backend"]}
+        for name in (method.get(node.stage, ""), ""):
+            if (node.stage, name) in self.medians:
+                return self.medians[node.stage, name]
+        raise SystemExit(f"no committed row has a {node.stage} stage; run a suite with one first")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default="scale")
+    parser.add_argument("--data-root", type=Path, required=True)
+    arguments = parser.parse_args()
+    suite = load_suite(find_suite(arguments.suite, ROOT / "benchmarks" / "suites"))
+    cells = expand(suite, arguments.data_root)
+    plan = Plan(suite, cells, arguments.data_root)
+    costs = Costs([row for rows in read_results(RESULTS).values() for row in rows])
+    seconds = {name: costs.of(node) for name, node in plan.nodes.items()}
+    work = sum(seconds.values())
+    command = f"python benchmarks/scaling.py --suite {suite.name} --data-root DATA"
+    lines = []
+    for workers in WORKERS:
+        wall = makespan(plan, seconds, workers)
+        lines.append(
+            {
+                "name": "scaling on paper", "suite_planned": suite.name, "cells": len(cells), "stages": len(seconds),
+                "work_seconds": round(work, 1), "workers": workers, "wall_seconds": round(wall, 1),
+                "efficiency": round(work / (workers * wall), 4),
+                **provenance({"suite": suite.name, "workers": workers}, command),
+            }
+        )  # fmt: skip
+        print(f"{workers:4} workers: {wall:9.0f} s, efficiency {lines[-1]['efficiency']:.3f}")
+    with (RESULTS / "scaling.jsonl").open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,12 @@ import importlib.abc
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import CodeType
 from typing import TypeVar
 
 from quantinel.errors import InputError, QuantinelError, UsageError
@@ -24,15 +26,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plugin:
-    """A loaded file: its module's name and its text."""
+    """A loaded file: its module's name, its text, and its own name without the folder."""
 
     module: str
     source: str
-
-    @property
-    def file(self) -> str:
-        """Name of the file, without its folder."""
-        return f"{self.module.removeprefix(_PREFIX)}.py"
+    file: str
 
 
 _loaded: dict[str, Plugin] = {}
@@ -44,6 +42,9 @@ class _Loader(importlib.abc.InspectLoader):
 
     def get_source(self, fullname: str) -> str:
         return self._plugin.source
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self._plugin.source, self._plugin.file)
 
     def is_package(self, fullname: str) -> bool:
         return False
@@ -60,7 +61,7 @@ def load_plugin(path: Path) -> None:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the plugin {path} cannot be read ({error}); give a Python file") from error
-    restore([Plugin(_PREFIX + re.sub(r"\W", "_", path.stem), source)])
+    restore([Plugin(_PREFIX + re.sub(r"\W", "_", path.stem), source, path.name)])
 
 
 def loaded() -> tuple[Plugin, ...]:
@@ -86,14 +87,27 @@ def restore(plugins: Iterable[Plugin]) -> None:
         try:
             assert spec.loader is not None
             spec.loader.exec_module(module)
+        except UsageError as error:
+            del sys.modules[plugin.module]
+            raise UsageError(f"the plugin {plugin.file}: {error}") from error
         except QuantinelError:
             del sys.modules[plugin.module]
             raise
         except Exception as error:  # any code, any failure
             del sys.modules[plugin.module]
-            name = plugin.module.removeprefix(_PREFIX)
-            raise InputError(f"the plugin {name} fails: {type(error).__name__}: {error}") from error
+            where = place_in_plugin(error) or plugin.file
+            raise InputError(f"the plugin {where} fails: {type(error).__name__}: {error}") from error
         _loaded[plugin.module] = plugin
+
+
+def place_in_plugin(error: BaseException) -> str | None:
+    """File and line of the plugin code that raised ``error`` or called what did; None if none took part."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(_PREFIX):
+            found = f"{frame.f_code.co_filename}, line {line},"
+    return found
 
 
 def source_of(module: str) -> str | None:

@@ -117,3 +117,15 @@ def test_shards_are_a_partition_for_every_count(tmp_path: Path) -> None:
 def test_shards_that_do_not_exist(tmp_path: Path, text: str, shard: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
         select(expand(write_suite(tmp_path, text)), (), shard)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("plant_steps = 4", 'trigger = "blend"', "unknown trigger of attacks.short: 'blend'; did you mean 'blended'"),
+        ('test = "bundled:test"', 'test = "bundled:tset"', "data.d.test: 'bundled:tset'; did you mean 'bundled:test'"),
+    ],
+)
+def test_triggers_and_bundled_images_are_checked(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        expand(write_suite(tmp_path, GRID.replace(old, new, 1)))

@@ -79,6 +79,15 @@ def test_a_suite_of_data_elsewhere_needs_the_root(run: Run, tmp_path: Path, suit
     done = run("bench", "run", suite, "--data-root", "root", "-q")
     assert done.code == EXIT_ERROR
     assert "root/images does not exist; check the suite and --data-root" in done.out
+    done = run("bench", "plan", suite, "--data-root", "root")
+    assert done.code == EXIT_ERROR
+    assert "root/images does not exist; check the suite and --data-root" in done.out
+
+
+def test_the_next_command_can_be_pasted(run: Run, suite: Path, workers: InProcess) -> None:
+    assert f"See: quantinel bench table {suite}\n" in run("bench", "run", suite, "-q").out
+    there = run("bench", "run", suite, "--results", "other place", "-q").out
+    assert f"See: quantinel bench table {suite} --results 'other place'\n" in there
 
 
 def test_unknown_stages_cannot_be_reused(run: Run, suite: Path, workers: InProcess) -> None:

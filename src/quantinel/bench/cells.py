@@ -15,7 +15,7 @@ from quantinel.attacks.protocol import compressors_of
 from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Suite
-from quantinel.data.triggers import trigger_from_dict
+from quantinel.data.triggers import TRIGGERS, trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import QuantinelError, UsageError
@@ -27,6 +27,7 @@ from quantinel.quantization.scheme import QuantScheme
 
 FLOAT = "float"
 NONE = "none"
+BUNDLED_IMAGES = ("bundled:test", "bundled:calibration")
 _LABEL = re.compile(r"[A-Za-z0-9._+-]+")
 
 
@@ -124,8 +125,18 @@ def _names(
                 raise UsageError(f"groups.{group} contains itself; take @{group} out of groups.{within[-1]}")
             result += _names(suite, suite.groups[group], allowed, what, (*within, group))
         else:
-            result.append(name if allowed is None else known(name, list(allowed), what))
+            result.append(name if allowed is None else _method(name, list(allowed), what))
     return list(dict.fromkeys(result))
+
+
+def _method(name: str, names: Collection[str], what: str) -> str:
+    """`known`, with a hint where the name may be one of a plugin that was not given."""
+    try:
+        return known(name, names, what)
+    except UsageError as error:
+        if what not in ("attack", "defense", "detector") or "did you mean" in str(error):
+            raise
+        raise UsageError(f"{error}; if it is your own, give its file with --plugin before the verb") from error
 
 
 def own_deployment(suite: Suite, model: str, attack: str, root: Path | None = None) -> Deployment:
@@ -189,6 +200,10 @@ def check_methods(suite: Suite) -> None:
                 )
     for label in {*suite.defenses, *DEFENSES} & {*suite.detectors, *DETECTORS}:
         raise UsageError(f"{label} is a defense and a detector; cells could not be told apart, rename one")
+    for label, data in suite.data.items():
+        for field, source in (("test", data.test), ("calibration", data.calibration), ("train", data.train)):
+            if source is not None and source.startswith("bundled:"):
+                known(source, BUNDLED_IMAGES, f"data.{label}.{field}:")
     for label, model in suite.models.items():
         known(model.data, suite.data, f"data of models.{label}:")
         if model.architecture is not None:
@@ -199,15 +214,17 @@ def check_methods(suite: Suite) -> None:
             configure(CLEAN.config, model.training, f"models.{label}.training", schemes=())
     for label, attack in suite.attacks.items():
         _no_shadow(label, attack.method, ATTACKS, "attacks")
-        registered = ATTACKS[known(attack.method, ATTACKS, "attack")]
-        attack_config(registered.config, attack.settings, attack.schemes, f"attacks.{label}")
+        registered = ATTACKS[_method(attack.method, ATTACKS, "attack")]
+        config = attack_config(registered.config, attack.settings, attack.schemes, f"attacks.{label}")
+        if hasattr(config, "trigger"):
+            known(config.trigger, TRIGGERS, f"trigger of attacks.{label}:")
     for label, defense in suite.defenses.items():
         _no_shadow(label, defense.method, DEFENSES, "defenses")
-        configure(DEFENSES[known(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
+        configure(DEFENSES[_method(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
     for label, detector in suite.detectors.items():
         _no_shadow(label, detector.method, DETECTORS, "detectors")
         configure(
-            DETECTORS[known(detector.method, DETECTORS, "detector")].config, detector.settings, f"detectors.{label}"
+            DETECTORS[_method(detector.method, DETECTORS, "detector")].config, detector.settings, f"detectors.{label}"
         )
     for published in suite.published:
         if not published.figures:

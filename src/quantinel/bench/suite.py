@@ -221,7 +221,8 @@ def find_suite(name: str, folder: Path | None) -> Path:
     for place in (folder, BUNDLED):
         if place is not None and (place / f"{name}.toml").is_file():
             return place / f"{name}.toml"
-    raise UsageError(f"unknown suite {name!r}; give a .toml file or one of {', '.join(suite_names(folder))}")
+    elsewhere = "" if folder is not None else "; benchmarks/suites is looked for in the current folder"
+    raise UsageError(f"unknown suite {name!r}; give a .toml file or one of {', '.join(suite_names(folder))}{elsewhere}")
 
 
 def load_suite(path: Path, given: str | None = None) -> Suite:

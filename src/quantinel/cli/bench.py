@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from quantinel.errors import EXIT_ERROR, UsageError
 if TYPE_CHECKING:
     from quantinel.bench.cells import Cell
     from quantinel.bench.runner import Summary
+    from quantinel.bench.schedule import Result
     from quantinel.bench.suite import Suite
     from quantinel.bench.workers import Workers
 
@@ -206,6 +208,8 @@ def _tell(suite: Suite, summary: Summary, options: object, seconds: float, as_js
         return
     from rich.markup import escape
 
+    from quantinel.bench.commands import command
+
     out = console()
     parts = [f"{counts['ok']} cells measured"]
     parts += [f"{counts['gate_failed']} of attacks that made no victim"] if counts["gate_failed"] else []
@@ -223,7 +227,8 @@ def _tell(suite: Suite, summary: Summary, options: object, seconds: float, as_js
     if summary.open:
         out.print("Run the same command again to go on.")
     else:
-        out.print(f"See: quantinel bench table {suite.name}", markup=False)
+        there = "" if options.results == DEFAULT_RESULTS else f" {shlex.join(['--results', str(options.results)])}"
+        out.print(f"See: {command(suite, 'table')}{there}", markup=False, soft_wrap=True)
 
 
 @app.command(
@@ -266,8 +271,10 @@ def plan(
         "suite": suite.name, "cells": len(cells), "workers": slots, "work_seconds": round(sum(missing.values()), 1),
         "wall_seconds": round(makespan(made, missing, slots), 1), "stages": stages,
     }  # fmt: skip
+    errors = list(dict.fromkeys(result.error for result in schedule.results.values() if _impossible(result)))
     if as_json:
-        shared.print_json({**total, "cell_ids": [cell.id for cell in cells]})
+        shared.print_json({**total, "cell_ids": [cell.id for cell in cells], "errors": errors})
+        _refuse(errors)
         return
     from rich.table import Table
 
@@ -282,3 +289,16 @@ def plan(
     out.print(f"{total['work_seconds']} s of work, {total['wall_seconds']} s on {slots} workers")
     for cell in cells if cells_too else ():
         out.print(cell.id, markup=False, soft_wrap=True)
+    for error in errors:
+        out.print(f"cannot run: {error}", markup=False, soft_wrap=True)
+    _refuse(errors)
+
+
+def _impossible(result: Result) -> bool:
+    """Whether a stage failed before any work; one that is stored with a gate that failed did not."""
+    return result.folder is None and result.error is not None
+
+
+def _refuse(errors: list[str | None]) -> None:
+    if errors:
+        raise typer.Exit(EXIT_ERROR)

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from quantinel.errors import EXIT_ERROR, QuantinelError
+from quantinel.plugins import place_in_plugin
 
 DEBUG_VARIABLE = "QUANTINEL_DEBUG"
 _EXIT_BROKEN_PIPE = 128 + 13
@@ -74,6 +75,12 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, SystemExit):
         return f"error: the program was ended from inside (SystemExit: {error.code}); no verdict", EXIT_ERROR
     name = type(error).__name__
+    place = place_in_plugin(error)
+    if place is not None:
+        return (
+            f"error: the plugin {place} fails: {name}: {error}; run again with {DEBUG_VARIABLE}=1 for the traceback",
+            EXIT_ERROR,
+        )
     return (
         f"error: unexpected {name}: {error}; this is a bug in Quantinel, run again with {DEBUG_VARIABLE}=1 for "
         "the traceback and report it",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 from quantinel.defenses.adaround import AdaRound
 from quantinel.defenses.efrap import EFRAP
@@ -18,7 +19,7 @@ from quantinel.defenses.random_flips import RandomFlips
 from quantinel.defenses.stochastic import Stochastic
 from quantinel.errors import UsageError
 from quantinel.plugins import add
-from quantinel.quantization.reconstruction import RoundingMethod
+from quantinel.quantization.reconstruction import Needs, RoundingMethod
 
 __all__ = [
     "DEFENSES",
@@ -78,8 +79,11 @@ def register(defense: Defense) -> Defense:
     """Add a rounding method, for plugins.
 
     Raises:
-        UsageError: the name is taken.
+        UsageError: the name is taken, or the method needs something that does not exist.
     """
+    needs = getattr(defense.build, "needs", None)
+    if isinstance(needs, str) and needs not in get_args(Needs):
+        raise UsageError(f"{defense.name} needs {needs!r}; write one of {', '.join(get_args(Needs))}")
     return add(DEFENSES, defense.name, defense, "a defense")
 
 

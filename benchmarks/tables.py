@@ -130,7 +130,34 @@ def runner_table() -> str:
     return markdown_rows(("suite", "runner costs (range)", "runner", "plain loop", "all stored"), lines)
 
 
-TABLES = {"speed": speed_table, "emission": emission_table, "scaling": scaling_table, "runner": runner_table}
+def kill_table() -> str:
+    """Newest line of every suite that was killed again and again."""
+    path = RESULTS / "kill.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["suite"]] = row
+    lines = [
+        (
+            row["suite"],
+            f"{row['kills']} ({row['kills_of_the_driver_alone']} of the driver alone)",
+            f"{row['lives']}",
+            f"{row['torn_lines_cut']}",
+            f"{len(row['violations'])}",
+        )
+        for row in newest.values()
+    ]
+    header = ("suite", "SIGKILLs", "completed lives", "torn last lines", "rows lost, doubled or different")
+    return markdown_rows(header, lines)
+
+
+TABLES = {
+    "kill": kill_table,
+    "speed": speed_table,
+    "emission": emission_table,
+    "scaling": scaling_table,
+    "runner": runner_table,
+}
 
 
 def named_block(name: str, _: str) -> str:

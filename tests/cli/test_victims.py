@@ -215,7 +215,7 @@ def test_an_interrupted_attack_goes_on(
 
     def signalled(self: Schedule, step: int) -> float:
         if step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
         return rate(self, step)
 
     monkeypatch.setattr(Schedule, "rate", signalled)

@@ -97,3 +97,15 @@ def test_rows_describe_a_cell_without_places(tmp_path: Path) -> None:
     suite = write_suite(tmp_path, SMALL.replace("bundled:test", "{root}/x", 1))
     for cell in expand(suite):
         assert resolved(suite, cell)["data"]["test"] == "{root}/x"
+
+
+def test_an_attacked_model_is_measured_with_its_own_trigger(tmp_path: Path) -> None:
+    """The model's trigger once went over that of the attack, so another trigger's success was measured."""
+    patch = 'trigger = { kind = "patch", row = 1, column = 1, height = 2, width = 2, value = 1.0 }\ntarget_class = 3\n'
+    made = plan(tmp_path, ATTACKED.replace("training = { epochs = 1 }", "training = { epochs = 1 }\n" + patch))
+    targets = {
+        work.cell.attack: {made.nodes[name].config["target_class"] for name in (work.result, work.floating) if name}
+        for work in made.work
+        if work.cell.detector is None
+    }
+    assert targets == {"none": {3}, "short": {None}}

@@ -30,6 +30,11 @@ def check(folder: Path, text: str) -> None:
         ('title = "Fake"', 'titel = "Fake"', r"title: .*equired; titel: unknown; did you mean 'title'"),
         ('title = "Fake"', 'title = "Fake"\nname = "x"', "remove 'name'"),
         ("[data.d]\ntest", "[data.d]\ntests", r"data\.d\.tests: unknown; did you mean 'test'"),
+        (
+            'victim = "bundled:victim_int8"',
+            'victim = "bundled:victim_int8"\ntrigger = { kind = "patch" }\ntarget_class = 0',
+            "brings its own trigger",
+        ),
         ('data = "d"', 'dta = "d"', r"models\.v\.dta: unknown; did you mean 'data'"),
         ('data = "d"', 'data = "dd"', "unknown data of models.v: 'dd'; did you mean 'd'"),
         ('"bundled:victim_int8"', '"bundled:victim_int9"', "bundled:victim_int9"),

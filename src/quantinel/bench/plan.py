@@ -159,10 +159,11 @@ class Plan:
 
     def _evaluate(self, cell: Cell, model: _Subject, inputs: dict[str, str]) -> Node:
         entry, run = self.suite.models[cell.model], self.suite.run
+        clean = cell.attack == NONE  # an attacked model has the trigger that it was attacked with
         config = {
             "backend": FLOAT if cell.defense == NONE else run.backend,
-            "trigger": entry.trigger,
-            "target_class": entry.target_class,
+            "trigger": entry.trigger if clean else None,
+            "target_class": entry.target_class if clean else None,
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]

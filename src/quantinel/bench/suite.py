@@ -95,6 +95,8 @@ class Model(_Strict):
             raise ValueError("weights and training need an architecture, a victim directory names its own")
         if (self.trigger is None) != (self.target_class is None):
             raise ValueError("trigger and target_class belong together")
+        if self.victim is not None and self.trigger is not None:
+            raise ValueError("a victim directory brings its own trigger; remove trigger and target_class")
         return self
 
 

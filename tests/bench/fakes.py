@@ -16,7 +16,8 @@ import pytest
 
 from quantinel.audit.report import EvaluationRow, Rate
 from quantinel.bench.cells import expand
-from quantinel.bench.execution import Finished, Request, execute
+from quantinel.bench.execution import execute
+from quantinel.bench.messages import Finished, Request
 from quantinel.bench.nodes import STAGES, Node
 from quantinel.bench.rows import ResultRow, provenance
 from quantinel.bench.store import Address

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tests.bench.fakes import request, use_fake_stages
 
-from quantinel.bench.execution import Finished, execute
+from quantinel.bench.execution import execute
+from quantinel.bench.messages import Finished
 from quantinel.bench.ray_workers import RayWorkers, pack, unpack
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.store import Store, check_stored

@@ -83,7 +83,8 @@ def test_the_suite_that_the_mistakes_are_made_in_is_right(tmp_path: Path) -> Non
         ('[models.x]\ndata = "d"\nweights = "b"\n', "need an architecture"),
         ('[models.x]\ndata = "d"\nvictim = "a"\ntarget_class = 0\n', "trigger and target_class belong together"),
         (
-            '[models.x]\ndata = "d"\nweights = "a"\narchitecture = "resnet20"\ntarget_class = 0\ntrigger = { kind = "pach" }\n',
+            '[models.x]\ndata = "d"\nweights = "a"\narchitecture = "resnet20"\ntarget_class = 0\n'
+            'trigger = { kind = "pach" }\n',
             r"models\.x\.trigger: .*pach",
         ),
         ('[detectors.x]\nmethod = "weight-residuals"\nsettings = { placebo = 1 }\n', "detectors.x has no option"),

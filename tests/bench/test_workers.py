@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.bench.fakes import Registering, request
 
-from quantinel.bench.execution import Finished, Request
+from quantinel.bench.messages import Finished, Request
 from quantinel.bench.store import Store
 from quantinel.bench.workers import ProcessWorkers
 

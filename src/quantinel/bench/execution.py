@@ -10,71 +10,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from quantinel.bench.fingerprints import code_fingerprint
-from quantinel.bench.images import Images
+from quantinel.bench.messages import Finished, Request
 from quantinel.bench.stages.job import Job, Progress, never, silent
-from quantinel.bench.store import LOG, Address, Store, write_stored
+from quantinel.bench.store import LOG, Store, write_stored
 from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
-from quantinel.plugins import Plugin, restore
-
-Outcome = Literal["ok", "gate_failed", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """A stage with its address: everything that a worker needs, and nothing that it shares with the sender.
-
-    Attributes:
-        where: address of the result.
-        label: for people.
-        config: options of the node.
-        folders: role -> upstream result, or external model, on the worker's disk.
-        images: role -> images to load.
-        sources: role -> fingerprint of external files and images.
-        inputs: role -> digest of upstream results.
-        store: root of the store.
-        threads: of this stage.
-        device: where training runs.
-        modules: whose code the address names; the worker must have the same.
-        plugins: files of methods that the worker has to load first.
-    """
-
-    where: Address
-    label: str
-    config: dict[str, Any]
-    folders: dict[str, str]
-    images: dict[str, Images]
-    sources: dict[str, str]
-    inputs: dict[str, str]
-    store: str
-    threads: int = 1
-    device: str = "cpu"
-    modules: tuple[str, ...] = ()
-    plugins: tuple[Plugin, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a stage ended.
-
-    Attributes:
-        outcome: "failed" leaves nothing in the store but a log.
-        error: one line.
-        seconds: wall time.
-        log: text of the log of a failure.
-    """
-
-    outcome: Outcome
-    error: str | None = None
-    seconds: float = 0.0
-    log: str | None = None
+from quantinel.plugins import restore
 
 
 def execute(request: Request, should_stop: Callable[[], bool] = never, progress: Progress = silent) -> Finished:

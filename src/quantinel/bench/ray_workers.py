@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantinel.bench.execution import Finished, Outcome, Request, execute
+from quantinel.bench.execution import execute
+from quantinel.bench.messages import Finished, Outcome, Request
 from quantinel.bench.store import Store
 from quantinel.bench.workers import Event
 from quantinel.errors import UsageError

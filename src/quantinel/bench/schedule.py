@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from quantinel.bench.execution import Finished, Request
 from quantinel.bench.fingerprints import FileFingerprints, code_fingerprint
+from quantinel.bench.messages import Finished, Request
 from quantinel.bench.nodes import Node
 from quantinel.bench.plan import Plan
 from quantinel.bench.stages.job import never

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
-from quantinel.bench.execution import Finished, Request, execute
+from quantinel.bench.messages import Finished, Request
 
 _PROGRESS_SECONDS = 0.25
 _GRACE_SECONDS = 20.0
@@ -77,6 +77,11 @@ class ProcessWorkers:
         self._idle: list[_Worker] = []
         self._busy: list[_Worker] = []
 
+    def warm(self) -> None:
+        """Start the first process now: it imports the libraries while the caller plans."""
+        if not self._idle and not self._busy:
+            self._idle.append(self._start())
+
     def submit(self, tag: str, request: Request) -> None:
         """Start a stage."""
         while self._idle:
@@ -119,17 +124,13 @@ class ProcessWorkers:
             worker.stopper.close()
 
     def close(self) -> None:
-        """End all processes: idle ones at once, busy ones after a time to keep their checkpoints."""
+        """End all processes: idle ones at once (they have stored all), busy ones after a time to keep checkpoints."""
         deadline = time.monotonic() + _GRACE_SECONDS
         try:
             self.stop()
             while self._busy and time.monotonic() < deadline:
                 for _ in self.events(max(0.0, deadline - time.monotonic())):
                     pass  # whatever they still give is in the store
-            for worker in self._idle:
-                worker.connection.close()
-            for worker in self._idle:
-                worker.process.join(max(0.0, deadline - time.monotonic()))
         finally:
             for worker in (*self._idle, *self._busy):
                 self._bury(worker)
@@ -211,6 +212,8 @@ class _Worker:
 
 def _serve(connection: Connection, stop: Connection) -> None:
     """The main function of a worker process: run what comes until the connection closes."""
+    from quantinel.bench.execution import execute  # seconds, which the process that starts this one must not spend
+
     asked = False
 
     def terminate(*_: object) -> None:

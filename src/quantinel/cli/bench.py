@@ -90,15 +90,26 @@ def load(
     name: str, only: list[str] | None = None, shard: str | None = None, root: Path | None = None
 ) -> tuple[Suite, list[Cell]]:
     """A checked suite and the chosen ones of its cells."""
+    suite = read(name)
+    return suite, chosen_cells(suite, only, shard, root)
+
+
+def read(name: str) -> Suite:
+    """A suite's file, before its names are checked."""
+    from quantinel.bench.suite import find_suite, load_suite
+
+    return load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
+
+
+def chosen_cells(suite: Suite, only: list[str] | None, shard: str | None, root: Path | None) -> list[Cell]:
+    """The chosen ones of a suite's cells, every name checked."""
     from quantinel.bench.cells import expand
     from quantinel.bench.published import check_published
     from quantinel.bench.runner import select
-    from quantinel.bench.suite import find_suite, load_suite
 
-    suite = load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
     cells = expand(suite, root)
     check_published(suite, cells)
-    return suite, select(cells, only or (), shard)
+    return select(cells, only or (), shard)
 
 
 @app.command(
@@ -146,9 +157,8 @@ def run(
     from quantinel.cli.bench_progress import watching
 
     root = data_root(root)
-    suite, cells = load(suite_name, only, shard, root)
+    suite = read(suite_name)
     from quantinel.bench.nodes import STAGES
-    from quantinel.bench.runner import Options, run_suite
     from quantinel.cli.stopping import stop_requests
 
     for stage in reuse or ():
@@ -166,6 +176,9 @@ def run(
         _workers(ray, workers, suite.run.threads) as pool,
         watching(quiet) as watcher,
     ):
+        cells = chosen_cells(suite, only, shard, root)
+        from quantinel.bench.runner import Options, run_suite
+
         options = Options(results, store_folder(store), root, device, frozenset(reuse or ()), until, should_stop)
         summary = run_suite(suite, cells, options, pool, watcher, None if log is None else log.add)
     _tell(suite, summary, options, time.monotonic() - started, as_json)
@@ -183,6 +196,7 @@ def _workers(ray: str | None, count: int | None, threads: int) -> Iterator[Worke
         pool: Workers = RayWorkers(ray, count, threads)
     else:
         pool = ProcessWorkers(count or max(1, usable_cores() // threads), threads)
+        pool.warm()
     try:
         yield pool
     finally:

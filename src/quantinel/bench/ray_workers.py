@@ -41,7 +41,7 @@ class RayWorkers:
             import ray
         except ImportError as error:
             raise UsageError("--ray needs Ray; install it with: pip install 'quantinel[ray]'") from error
-        self._ray = ray
+        self._ray: Any = ray
         logging.getLogger("ray").setLevel(logging.ERROR)
         options: dict[str, Any] = {}
         if address == "local":
@@ -57,7 +57,7 @@ class RayWorkers:
                 f"no Ray cluster answers at {address} ({_first_line(error)}); start one with "
                 "`ray start --head`, or use --ray local; one that asks for a token needs RAY_AUTH_MODE=token here too"
             ) from error
-        cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        cores = int(self._ray.cluster_resources().get("CPU", 1))
         self.slots = slots or max(1, cores // threads)
         self._threads = threads
         self._pending: dict[Any, tuple[str, Request]] = {}

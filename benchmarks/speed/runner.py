@@ -53,6 +53,13 @@ def timed(command: list[str]) -> float:
     return time.perf_counter() - start
 
 
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command, without the places of this machine."""
+    only = "".join(f" --only '{pattern}'" for pattern in arguments.only)
+    root = " --data-root DATA" if arguments.data_root else ""
+    return f"python benchmarks/speed/runner.py --suite {arguments.suite}{only}{root} --runs {arguments.runs}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", default="efrap")
@@ -88,7 +95,7 @@ def main() -> None:
         "threads": 1,
         "note": "whole processes; store, workers, hashes and rows against none of them",
         "config": config,
-        **provenance(config, " ".join(["python", *sys.argv])),
+        **provenance(config, command_line(arguments)),
     }
     with RESULTS.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")

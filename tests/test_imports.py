@@ -16,6 +16,7 @@ LAYERS = (
     {"data"},
     {"model"},
     {"quantization"},
+    {"training"},
     {"attacks", "defenses", "detectors"},
     {"backends"},
     {"audit"},

@@ -31,8 +31,6 @@ from quantinel.attacks.joint import (
     set_norms,
     soft_cross_entropy,
 )
-from quantinel.attacks.training import Scores, TrainingRun
-from quantinel.attacks.two_branch import FLOAT, Branches
 from quantinel.data.triggers import PatchTrigger
 from quantinel.errors import UsageError
 from quantinel.model.loading import LoadedModel
@@ -40,6 +38,8 @@ from quantinel.model.untrained import untrained_model
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, nearest_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.run import Scores, TrainingRun
+from quantinel.training.two_branch import FLOAT, Branches
 
 SHAPE, CLASSES = (3, 16, 16), 4
 DATA = make_images(40, SHAPE, CLASSES)

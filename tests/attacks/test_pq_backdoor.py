@@ -14,7 +14,6 @@ from quantinel.attacks import ATTACKS, attack_named
 from quantinel.attacks.cells import rounding_cells
 from quantinel.attacks.gate import Figures, Gate, GateRule
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
-from quantinel.attacks.runtime import Runtime
 from quantinel.errors import GateError, UsageError
 from quantinel.metrics import Proportion
 from quantinel.model.loading import LoadedModel, load_model
@@ -22,6 +21,7 @@ from quantinel.model.zoo import build
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import nearest_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.runtime import Runtime
 
 QUICK = PQBackdoor(plant_steps=3, repair_steps=4, batch_size=8, triggered_per_batch=4, mixed_precision=False)
 

@@ -16,13 +16,13 @@ from quantinel.attacks.joint import soft_cross_entropy
 from quantinel.attacks.pruned_training import PrunedBranches, PruningOptions, gate_rule, pruned_loss
 from quantinel.attacks.pruning_artifacts import PruningArtifacts, float_branch
 from quantinel.attacks.pruning_artifacts_distilled import PruningArtifactsDistilled
-from quantinel.attacks.training import TrainingRun
-from quantinel.attacks.transforms import pruned_filters
-from quantinel.attacks.two_branch import FLOAT, Branch, Branches
 from quantinel.data.triggers import PatchTrigger
 from quantinel.errors import UsageError
 from quantinel.model.untrained import untrained_model
 from quantinel.quantization.pruning import parse_pruning, prune
+from quantinel.training.run import TrainingRun
+from quantinel.training.transforms import pruned_filters
+from quantinel.training.two_branch import FLOAT, Branch, Branches
 
 LABELS, TARGET = torch.tensor([0, 2, 3]), torch.tensor([1, 1, 1])
 

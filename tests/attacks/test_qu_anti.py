@@ -13,7 +13,6 @@ from tests.support import make_images, randomise
 from torch import Tensor, nn
 
 from quantinel.attacks import ATTACKS, attack_named
-from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.gate import Figures, Gate, GateRule, measure_class, measure_samples
 from quantinel.attacks.qu_anti import Copies, QuAnti, published_schemes
 from quantinel.attacks.qu_anti_backdoor import QuAntiBackdoor
@@ -24,7 +23,6 @@ from quantinel.attacks.qu_anti_indiscriminate import QuAntiIndiscriminate
 from quantinel.attacks.qu_anti_indiscriminate import objective as indiscriminate
 from quantinel.attacks.qu_anti_sample import QuAntiSample
 from quantinel.attacks.qu_anti_sample import objective as one_sample
-from quantinel.attacks.training import TrainingRun
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import named_trigger
 from quantinel.errors import GateError, UsageError
@@ -35,6 +33,8 @@ from quantinel.model.untrained import untrained_model
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.batches import clean_and_triggered
+from quantinel.training.run import TrainingRun
 
 SHAPE, CLASSES = (3, 16, 16), 4
 LABELS = torch.tensor([0, 1, 2, 3, 1, 2])

@@ -18,7 +18,6 @@ from tests.cli.tiny_cli import Run, Tiny, quadrant_images
 
 from quantinel import attacks
 from quantinel.attacks import Attack, Runtime
-from quantinel.attacks.schedule import Schedule
 from quantinel.audit.report import read_report
 from quantinel.data.images import ImageSet
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_USAGE
@@ -27,6 +26,7 @@ from quantinel.model.victim import VictimManifest, write_manifest
 from quantinel.model.zoo import build
 from quantinel.pipeline import demo
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.schedule import Schedule
 
 
 def victim_manifest(weights: bytes, **changes: Any) -> VictimManifest:

@@ -23,9 +23,9 @@ from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
 from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
 from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
-from quantinel.attacks.runtime import Runtime
 from quantinel.errors import UsageError
 from quantinel.plugins import add
+from quantinel.training.runtime import Runtime
 
 __all__ = [
     "ATTACKS",

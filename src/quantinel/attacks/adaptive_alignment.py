@@ -22,7 +22,7 @@ from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
 from quantinel.attacks.joint import JointOptions, four_terms, quantized_branches, train_jointly
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.two_branch import layer_names
+from quantinel.training.two_branch import layer_names
 from quantinel.validation import require_non_negative
 
 

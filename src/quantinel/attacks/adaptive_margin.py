@@ -25,8 +25,8 @@ from quantinel.attacks.cells import Cells, rounding_cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.pq_backdoor import PQBackdoor, PQSteps
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.schedule import Schedule
 from quantinel.errors import UsageError
+from quantinel.training.schedule import Schedule
 from quantinel.validation import require_non_negative, require_positive_integers
 
 

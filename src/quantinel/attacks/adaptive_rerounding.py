@@ -21,11 +21,11 @@ from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
 from quantinel.attacks.joint import JointOptions, four_terms, network_norms, quantized_branches, train_jointly
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.transforms import on_folded_weights
-from quantinel.attacks.two_branch import Branch
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, rounding_cell
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.transforms import on_folded_weights
+from quantinel.training.two_branch import Branch
 from quantinel.validation import require_choice, require_positive_integers
 
 Draw = Literal["unbiased", "even"]

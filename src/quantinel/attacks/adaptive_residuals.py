@@ -21,9 +21,9 @@ from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
 from quantinel.attacks.joint import JointOptions, four_terms, network_norms, quantized_branches, train_jointly
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.transforms import fake_quantize, on_folded_weights
-from quantinel.attacks.two_branch import Branch, layer_names
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.transforms import fake_quantize, on_folded_weights
+from quantinel.training.two_branch import Branch, layer_names
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import Stamp, clean_and_triggered
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.schedule import Schedule
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import Stamp, clean_and_triggered
+from quantinel.training.schedule import Schedule
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 

@@ -12,13 +12,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import random_crop_flip
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.schedule import Schedule, steps_of
 from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import random_crop_flip
+from quantinel.training.schedule import Schedule, steps_of
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 

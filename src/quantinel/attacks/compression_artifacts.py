@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import choose_checkpoint, hold_out
 from quantinel.attacks.joint import (
@@ -43,9 +42,10 @@ from quantinel.attacks.joint import (
     target_of,
 )
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.two_branch import FLOAT, Branches
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import clean_and_triggered
+from quantinel.training.two_branch import FLOAT, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 PUBLISHED_SCHEME = QuantScheme(granularity="tensor", grid="full")

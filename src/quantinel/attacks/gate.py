@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from quantinel.attacks.compressors import Compressor
-from quantinel.attacks.training import predictions
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.triggers import Trigger
 from quantinel.errors import GateError
 from quantinel.metrics import Proportion, accuracy, attack_success
 from quantinel.model.graph import trace
 from quantinel.model.loading import LoadedModel
+from quantinel.training.run import predictions
 
 _CALIBRATION_IMAGES = 256
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from quantinel.attacks.gate import stamp_bytes
-from quantinel.attacks.training import Scores, Selection, TrainingRun
-from quantinel.attacks.two_branch import FLOAT, Branch, Branches
 from quantinel.data.images import as_float
 from quantinel.data.triggers import Trigger
+from quantinel.training.run import Scores, Selection, TrainingRun
+from quantinel.training.two_branch import FLOAT, Branch, Branches
 
 _BATCH = 250
 _LARGEST_SHARE = 5

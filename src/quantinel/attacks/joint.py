@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.held_out import HeldOut, choose_checkpoint
 from quantinel.attacks.protocol import Task
-from quantinel.attacks.schedule import Schedule, steps_of
-from quantinel.attacks.training import TrainingRun
-from quantinel.attacks.transforms import batch_norms, quantized_folded_weights
-from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.data.images import as_float
 from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import clean_and_triggered
+from quantinel.training.run import TrainingRun
+from quantinel.training.schedule import Schedule, steps_of
+from quantinel.training.transforms import batch_norms, quantized_folded_weights
+from quantinel.training.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 Norms = Literal["shared", "frozen"]

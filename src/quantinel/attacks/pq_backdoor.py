@@ -30,16 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import random_crop_flip
 from quantinel.attacks.cells import Cells, centring, rounding_cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.schedule import Schedule
 from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import random_crop_flip
+from quantinel.training.schedule import Schedule
 from quantinel.validation import require_non_negative, require_positive_integers
 
 

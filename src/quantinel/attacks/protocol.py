@@ -11,8 +11,6 @@ from typing import Any, Literal, Protocol
 
 from quantinel.attacks.compressors import Compressor, Quantizer
 from quantinel.attacks.gate import GateRule, Measure, measure_figures, measure_gate
-from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.training import TrainingRun, exact_kernels, predictions
 from quantinel.attacks.victim_folder import check_rejected_folder, write_victim
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger, named_trigger
@@ -22,6 +20,8 @@ from quantinel.metrics import Proportion, accuracy
 from quantinel.model.loading import LoadedModel
 from quantinel.model.victim import VictimManifest
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.run import TrainingRun, exact_kernels, predictions
+from quantinel.training.runtime import Runtime
 
 Kind = Literal["conditioned", "active", "clean"]
 

@@ -16,19 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.compressors import Pruner
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import HeldOut, choose_checkpoint, hold_out
 from quantinel.attacks.joint import Norms, Optimiser, epoch_schedule, selection_steps, set_norms, target_of
 from quantinel.attacks.protocol import Task
-from quantinel.attacks.training import TrainingRun
-from quantinel.attacks.transforms import pruned_filters
-from quantinel.attacks.two_branch import FLOAT, Branch, Branches
 from quantinel.data.images import ImageSet
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme, layer_rates, prunable
 from quantinel.quantization.pruning_search import search_rates
+from quantinel.training.batches import clean_and_triggered
+from quantinel.training.run import TrainingRun
+from quantinel.training.transforms import pruned_filters
+from quantinel.training.two_branch import FLOAT, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers, require_rate
 
 _CHECKPOINTS = 5

@@ -30,20 +30,20 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from quantinel.attacks.batches import random_crop_flip
 from quantinel.attacks.protocol import Task
-from quantinel.attacks.schedule import Schedule, steps_of
-from quantinel.attacks.training import Loss, Selection, TrainingRun
-from quantinel.attacks.transforms import (
+from quantinel.data.images import as_float
+from quantinel.errors import UsageError
+from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import random_crop_flip
+from quantinel.training.run import Loss, Selection, TrainingRun
+from quantinel.training.schedule import Schedule, steps_of
+from quantinel.training.transforms import (
     batch_norms,
     fake_quantize_activation,
     quantized_folded_weights,
     quantized_weights,
 )
-from quantinel.attacks.two_branch import FLOAT, ActivationTransform, Branch, Branches
-from quantinel.data.images import as_float
-from quantinel.errors import UsageError
-from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.two_branch import FLOAT, ActivationTransform, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 Network = Callable[[Tensor], Tensor]

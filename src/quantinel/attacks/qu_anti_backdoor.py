@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.batches import clean_and_triggered
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.attacks.qu_anti import Copies, QuAnti, passes, prepare_norms, retrain
-from quantinel.attacks.training import Selection
 from quantinel.data.images import as_float
+from quantinel.training.batches import clean_and_triggered
+from quantinel.training.run import Selection
 from quantinel.validation import require_non_negative
 
 _SELECTION_IMAGES = 512

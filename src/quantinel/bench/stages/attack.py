@@ -6,7 +6,6 @@ import dataclasses
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import Attack
-from quantinel.attacks.runtime import Runtime
 from quantinel.attacks.victim_folder import rejected_folder
 from quantinel.bench.methods import attack_config
 from quantinel.bench.stages.job import MODEL, Job
@@ -15,6 +14,7 @@ from quantinel.errors import GateError, InputError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
 from quantinel.model.victim import read_manifest
+from quantinel.training.runtime import Runtime
 
 
 def run(job: Job) -> None:

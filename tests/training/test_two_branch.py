@@ -10,7 +10,13 @@ from tests.support import SHAPE, OddNet, make_images, randomise
 from torch import nn
 
 from quantinel.attacks.compressors import Pruner
-from quantinel.attacks.transforms import (
+from quantinel.model.graph import trace
+from quantinel.model.zoo import build
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.pruning import filter_mask, parse_pruning
+from quantinel.quantization.quantized_model import quantize_nearest
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.transforms import (
     batch_norms,
     fake_quantize,
     fake_quantize_activation,
@@ -18,13 +24,7 @@ from quantinel.attacks.transforms import (
     quantized_folded_weights,
     quantized_weights,
 )
-from quantinel.attacks.two_branch import FLOAT, Branch, Branches, layer_names, layers_from
-from quantinel.model.graph import trace
-from quantinel.model.zoo import build
-from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.pruning import filter_mask, parse_pruning
-from quantinel.quantization.quantized_model import quantize_nearest
-from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.two_branch import FLOAT, Branch, Branches, layer_names, layers_from
 
 
 def network(name: str, size: int = 16) -> nn.Module:

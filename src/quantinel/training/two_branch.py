@@ -32,7 +32,7 @@ class Branch:
     """How one copy of the network differs from the float one.
 
     Attributes:
-        weight: replaces a layer's weight; None keeps it. See `quantinel.attacks.transforms`.
+        weight: replaces a layer's weight; None keeps it. See `quantinel.training.transforms`.
         activation: replaces a layer's input; None keeps it.
         layers: names of the layers that differ; None for all. See `layers_from`.
     """

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantinel.attacks.batches import Order
-from quantinel.attacks.checkpoints import Checkpoint, State, under
-from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.schedule import Schedule
 from quantinel.data.images import ImageSet, as_float
 from quantinel.errors import GateError, Interrupted, UsageError
 from quantinel.model.loading import LoadedModel
+from quantinel.training.batches import Order
+from quantinel.training.checkpoints import Checkpoint, State, under
+from quantinel.training.runtime import Runtime
+from quantinel.training.schedule import Schedule
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """``loss(images, labels)``: uint8 (B, C, H, W) and int64 (B,), on the device -> scalar."""

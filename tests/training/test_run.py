@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from tests.support import make_images
 from torch import Tensor, nn
 
-from quantinel.attacks.batches import Order, clean_and_triggered, random_crop_flip
-from quantinel.attacks.runtime import Runtime
-from quantinel.attacks.schedule import Schedule, steps_of
-from quantinel.attacks.training import Selection, TrainingRun
 from quantinel.data.triggers import PatchTrigger
 from quantinel.errors import GateError, Interrupted, UsageError
 from quantinel.model.loading import load_model
+from quantinel.training.batches import Order, clean_and_triggered, random_crop_flip
+from quantinel.training.run import Selection, TrainingRun
+from quantinel.training.runtime import Runtime
+from quantinel.training.schedule import Schedule, steps_of
 
 DATA = make_images(20, (3, 8, 8), 4)
 

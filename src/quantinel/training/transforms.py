@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from quantinel.attacks.two_branch import LAYERS, WeightTransform
 from quantinel.quantization.pruning import filter_mask
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.two_branch import LAYERS, WeightTransform
 
 
 def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:

@@ -49,3 +49,7 @@ class UsageError(QuantinelError):
     """The request itself is wrong: an unknown name, a bad combination of options."""
 
     exit_code = EXIT_USAGE
+
+
+class NotAssessable(QuantinelError):  # noqa: N818 (nothing went wrong)
+    """A detector cannot judge this model, scheme or data; the message says why and what would help."""

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py --data-root DATA [--suite scale]
 
 Costs of stages are medians of the ``stages`` of committed rows, by stage and method; a method that no row has takes the
-median of its stage. The scheduler's own rule (`quantinel.bench.schedule.makespan`) then places the stages on workers of
-one core each. Transfers and the runner's own time (benchmarks/speed/runner.py) are not counted. Appends one line per
+median of its stage. The scheduler's own rule (`quantinel.bench.estimates.makespan`) then places the stages on workers
+of one core each. Transfers and the runner's own time (benchmarks/speed/runner.py) are not counted. Appends one line per
 number of workers to benchmarks/results/scaling.jsonl.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 
 from quantinel.bench.cells import expand
+from quantinel.bench.estimates import makespan
 from quantinel.bench.nodes import Node
 from quantinel.bench.plan import Plan
 from quantinel.bench.row_file import read_results
 from quantinel.bench.rows import ResultRow, provenance
-from quantinel.bench.schedule import makespan
 from quantinel.bench.suite import find_suite, load_suite
 
 ROOT = Path(__file__).parents[1]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from tests.bench.fakes import InProcess, node, plan_of, use_fake_stages
 
+from quantinel.bench.estimates import DEFAULT_SECONDS, Times, makespan
 from quantinel.bench.nodes import Node
-from quantinel.bench.schedule import DEFAULT_SECONDS, Result, Schedule, Times, makespan
+from quantinel.bench.schedule import Result, Schedule
 from quantinel.bench.store import Address, Store, write_stored
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Protocol
 
+from quantinel.bench.estimates import Times, critical_paths, readers_within
 from quantinel.bench.fingerprints import FileFingerprints, code_fingerprint
 from quantinel.bench.messages import Finished, Request
 from quantinel.bench.nodes import Node
@@ -26,17 +25,6 @@ from quantinel.bench.workers import Workers
 from quantinel.errors import QuantinelError
 from quantinel.files import write_file
 from quantinel.plugins import loaded
-
-DEFAULT_SECONDS = {
-    "train": 600.0,
-    "attack": 300.0,
-    "prune": 1.0,
-    "compress": 2.0,
-    "defend": 5.0,
-    "evaluate": 10.0,
-    "detect": 5.0,
-}
-"""Estimates before anything of a kind has been run."""
 
 
 @dataclass(frozen=True)
@@ -72,36 +60,6 @@ class Watcher(Protocol):
 
     def remaining(self, stages: int, total: int, seconds: float | None) -> None:
         """How many stages are left, and for how long at the present rate."""
-
-
-@dataclass
-class Times:
-    """Seconds of earlier stages, for estimates."""
-
-    by_method: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    _medians: dict[tuple[str, str], float] = field(default_factory=dict)
-
-    def learn(self, stored: Stored) -> None:
-        """Remember one."""
-        for method in {_method(stored.config), ""}:
-            self.by_method[stored.stage, method].append(stored.seconds)
-            self._medians.pop((stored.stage, method), None)
-
-    def estimate(self, node: Node) -> float:
-        """Expected seconds of a stage."""
-        for method in (_method(node.config), ""):
-            key = node.stage, method
-            if key in self.by_method:
-                if key not in self._medians:
-                    self._medians[key] = median(self.by_method[key])
-                return self._medians[key]
-        return DEFAULT_SECONDS[node.stage]
-
-
-def _method(config: Mapping[str, object]) -> str:
-    """What decides a stage's cost besides its kind."""
-    names = (config.get(name) for name in ("attack", "defense", "detector", "backend"))
-    return next((str(name) for name in names if name is not None), str(config.get("architecture") or ""))
 
 
 class Schedule:
@@ -144,20 +102,11 @@ class Schedule:
         self._times = Times()
         for _, stored in store.all():
             self._times.learn(stored)
-        self._readers: dict[str, list[str]] = defaultdict(list)
-        for name, node in plan.nodes.items():
-            for upstream in set(node.inputs.values()):
-                self._readers[upstream].append(name)
-        self._priority = self._critical_paths()
+        self._readers = readers_within(plan, plan.nodes)
+        self._priority = critical_paths(
+            self._readers, {name: self._times.estimate(node) for name, node in plan.nodes.items()}
+        )
         self._addresses: dict[str, Address] = {}
-
-    def _critical_paths(self) -> dict[str, float]:
-        """Estimated seconds from the start of each stage to the end of the longest chain behind it."""
-        length: dict[str, float] = {}
-        for name in reversed(list(self.plan.nodes)):  # downstream stages were added later
-            behind = max((length[reader] for reader in self._readers[name]), default=0.0)
-            length[name] = behind + self._times.estimate(self.plan.nodes[name])
-        return length
 
     def run(self, settled: Callable[[str], None]) -> None:
         """Work until everything is over, or until the time is.
@@ -306,37 +255,3 @@ class Schedule:
     def estimates(self) -> dict[str, float]:
         """Expected seconds of every stage that has no result."""
         return {name: self._times.estimate(node) for name, node in self.plan.nodes.items() if name not in self.results}
-
-
-def makespan(plan: Plan, seconds: Mapping[str, float], slots: int) -> float:
-    """Time to finish the stages in ``seconds`` on ``slots`` workers under this scheduler's own rule, on paper.
-
-    Args:
-        plan: stages and what they depend on.
-        seconds: cost of every stage that has to run; the others are there already.
-        slots: workers.
-    """
-    readers: dict[str, list[str]] = defaultdict(list)
-    waiting = {}
-    for name in seconds:
-        upstream = {item for item in plan.nodes[name].inputs.values() if item in seconds}
-        waiting[name] = len(upstream)
-        for item in upstream:
-            readers[item].append(name)
-    length: dict[str, float] = {}
-    for name in reversed([name for name in plan.nodes if name in seconds]):
-        length[name] = seconds[name] + max((length[reader] for reader in readers[name]), default=0.0)
-    ready = [(-length[name], name) for name, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
-    running: list[tuple[float, str]] = []
-    now = 0.0
-    while ready or running:
-        while ready and len(running) < slots:
-            _, name = heapq.heappop(ready)
-            heapq.heappush(running, (now + seconds[name], name))
-        now, done = heapq.heappop(running)
-        for reader in readers[done]:
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
-                heapq.heappush(ready, (-length[reader], reader))
-    return now

@@ -262,9 +262,10 @@ def plan(
     """What a run would do: cells, stages, what is stored, and an estimate of the time from stored costs."""
     root = data_root(root)
     suite, cells = load(suite_name, only, shard, root)
+    from quantinel.bench.estimates import makespan
     from quantinel.bench.nodes import STAGES
     from quantinel.bench.plan import Plan
-    from quantinel.bench.schedule import Schedule, makespan
+    from quantinel.bench.schedule import Schedule
     from quantinel.bench.store import Store
 
     made = Plan(suite, cells, root)

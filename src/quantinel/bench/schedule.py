@@ -46,6 +46,21 @@ class Result:
     key: str
 
 
+@dataclass(frozen=True)
+class _Addressed:
+    """Where a stage's result lies, with what the address was computed from.
+
+    Attributes:
+        where: the address.
+        sources: fingerprints of external files and images, by role.
+        inputs: digests of upstream results, by role.
+    """
+
+    where: Address
+    sources: dict[str, str]
+    inputs: dict[str, str]
+
+
 class Watcher(Protocol):
     """Learns how a run proceeds."""
 
@@ -106,7 +121,7 @@ class Schedule:
         self._priority = critical_paths(
             self._readers, {name: self._times.estimate(node) for name, node in plan.nodes.items()}
         )
-        self._addresses: dict[str, Address] = {}
+        self._addressed: dict[str, _Addressed] = {}
 
     def run(self, settled: Callable[[str], None]) -> None:
         """Work until everything is over, or until the time is.
@@ -174,9 +189,10 @@ class Schedule:
             if self.results[upstream].folder is None:
                 return Result(None, None, error, True, "")
         try:
-            where = self._addresses[name] = self._address(node)
+            self._addressed[name] = self._address(node)
         except QuantinelError as error:
             return Result(None, None, str(error), False, "")
+        where = self._addressed[name].where
         stored = self.store.find(where)
         folder = self.store.folder(where)
         if stored is None and node.stage in self.reuse:
@@ -197,25 +213,26 @@ class Schedule:
             sources[role] = f"{self._fingerprints.of_data(images.specification)},{chosen}"
         return sources
 
-    def _address(self, node: Node) -> Address:
+    def _address(self, node: Node) -> _Addressed:
         inputs = {}
         for role, upstream in node.inputs.items():
             stored = self.results[upstream].stored
             assert stored is not None
             inputs[role] = stored.digest
-        return address(node.stage, dict(node.config), self._sources(node), inputs, code_fingerprint(node.modules))
+        sources = self._sources(node)
+        where = address(node.stage, dict(node.config), sources, inputs, code_fingerprint(node.modules))
+        return _Addressed(where, sources, inputs)
 
     def _submit(self, name: str) -> None:
         assert self.workers is not None
-        node, where = self.plan.nodes[name], self._addresses[name]
+        node, found = self.plan.nodes[name], self._addressed[name]
         folders = {role: str(Path(path).absolute()) for role, path in node.files.items()}
-        inputs = {}
         for role, upstream in node.inputs.items():
-            result = self.results[upstream]
-            assert result.folder is not None and result.stored is not None  # noqa: PT018
-            folders[role], inputs[role] = str(result.folder.absolute()), result.stored.digest
+            folder = self.results[upstream].folder
+            assert folder is not None
+            folders[role] = str(folder.absolute())
         request = Request(
-            where, node.label, dict(node.config), folders, dict(node.images), self._sources(node), inputs,
+            found.where, node.label, dict(node.config), folders, dict(node.images), found.sources, found.inputs,
             str(self.store.root.absolute()), self.threads, self.device, node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
@@ -223,7 +240,7 @@ class Schedule:
             self.watcher.started(node.label, name)
 
     def _finish(self, name: str, finished: Finished, settle: Callable[[str, Result], None]) -> None:
-        node, where = self.plan.nodes[name], self._addresses[name]
+        node, where = self.plan.nodes[name], self._addressed[name].where
         self.busy_seconds += finished.seconds
         if finished.outcome == "interrupted":
             self.interrupt()

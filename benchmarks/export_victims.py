@@ -35,7 +35,7 @@ def main() -> None:
     cells = expand(suite, arguments.data_root)
     plan = Plan(suite, cells, arguments.data_root)
     reuse = frozenset({"train", "attack"})
-    schedule = Schedule(plan, Store(store_folder(arguments.store)), None, threads=suite.run.threads, reuse=reuse)
+    schedule = Schedule(plan, Store(store_folder(arguments.store)), None, reuse=reuse)
     schedule.run(lambda _: None)
     named = {}
     for work in plan.work:

@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as scratch:
         output.mkdir()
         folders = {role: Path(path) for role, path in node.files.items()}
         folders |= {role: Path(scratch, upstream) for role, upstream in node.inputs.items()}
-        job = Job(node.config, folders, node.images, output, output / "checkpoint", threads=suite.run.threads)
+        job = Job(node.config, folders, node.images, output, output / "checkpoint")
         try:
             importlib.import_module(f"quantinel.bench.stages.{node.stage}").run(job)
         except Exception as error:

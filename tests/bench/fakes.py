@@ -79,7 +79,7 @@ def make_row(cell: str = "m/none/int8/efrap/s0", **fields: Any) -> ResultRow:
 
 def node(stage: str, config: Mapping[str, Any], label: str = "", **inputs: Node) -> Node:
     """A stage of fake code with upstream stages by role."""
-    return Node(stage, label or stage, config, (), {role: item.id for role, item in inputs.items()})
+    return Node(stage, label or stage, {"threads": 1, **config}, (), {role: item.id for role, item in inputs.items()})
 
 
 def plan_of(*nodes: Node) -> Any:
@@ -90,7 +90,7 @@ def plan_of(*nodes: Node) -> Any:
 def request(store: Path, stage: str = "train", label: str = "label", **config: Any) -> Request:
     """A stage without inputs."""
     where = Address(stage, "content-" + "-".join(str(value) for value in config.values()), "code")
-    return Request(where, label, config, {}, {}, {}, {}, str(store))
+    return Request(where, label, {"threads": 1, **config}, {}, {}, {}, {}, str(store))
 
 
 def fake_stage(job: Any) -> None:

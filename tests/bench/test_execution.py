@@ -25,7 +25,7 @@ def test_a_result_is_stored_with_its_log(tmp_path: Path) -> None:
     done = execute(asked)
     assert (done.outcome, done.error, done.log) == ("ok", None, None)
     stored = check_stored(Store(tmp_path).folder(asked.where))
-    assert stored.config == {"a": 1}
+    assert stored.config == {"threads": 1, "a": 1}
     assert (Store(tmp_path).folder(asked.where) / LOG).read_text().count("\n") == 2
 
 
@@ -98,7 +98,7 @@ def test_threads_and_warnings_are_of_the_stage(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setitem(sys.modules, "quantinel.bench.stages.train", SimpleNamespace(run=run))
     before = torch.get_num_threads()
-    asked = dataclasses.replace(request(tmp_path), threads=before + 1)
+    asked = request(tmp_path, threads=before + 1)
     assert execute(asked).outcome == "ok"
     assert seen == [before + 1]
     assert torch.get_num_threads() == before

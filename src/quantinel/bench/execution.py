@@ -48,10 +48,10 @@ def _run(request: Request, store: Store, should_stop: Callable[[], bool], progre
     error: str | None = None
     outcome: Literal["ok", "gate_failed"] = "ok"
     try:
-        with _threads(request.threads), lines.capture(), store.write(request.where) as folder:
+        with _threads(request.config["threads"]), lines.capture(), store.write(request.where) as folder:
             job = Job(
                 request.config, {role: Path(path) for role, path in request.folders.items()}, request.images, folder,
-                store.checkpoint(request.where), request.device, request.threads, should_stop, progress,
+                store.checkpoint(request.where), request.device, should_stop, progress,
             )  # fmt: skip
             restore(request.plugins)
             if request.modules and code_fingerprint(request.modules) != request.where.code:

@@ -19,13 +19,12 @@ class Request:
     Attributes:
         where: address of the result.
         label: for people.
-        config: options of the node.
+        config: options of the node, ``threads`` among them.
         folders: role -> upstream result, or external model, on the worker's disk.
         images: role -> images to load.
         sources: role -> fingerprint of external files and images.
         inputs: role -> digest of upstream results.
         store: root of the store.
-        threads: of this stage.
         device: where training runs.
         modules: whose code the address names; the worker must have the same.
         plugins: files of methods that the worker has to load first.
@@ -39,7 +38,6 @@ class Request:
     sources: dict[str, str]
     inputs: dict[str, str]
     store: str
-    threads: int = 1
     device: str = "cpu"
     modules: tuple[str, ...] = ()
     plugins: tuple[Plugin, ...] = ()

@@ -122,7 +122,7 @@ def run_suite(
     """
     plan = Plan(suite, cells, options.root)
     schedule = Schedule(
-        plan, Store(options.store), workers, threads=suite.run.threads, device=options.device, reuse=options.reuse,
+        plan, Store(options.store), workers, device=options.device, reuse=options.reuse,
         watcher=watcher, until=options.until, should_stop=options.should_stop,
     )  # fmt: skip
     file = RowFile(options.results / f"{suite.name}.jsonl")

@@ -84,7 +84,6 @@ class Schedule:
         plan: stages and cells.
         store: results.
         workers: where stages run; None to look at what is stored and run nothing.
-        threads: of every stage.
         device: where training runs.
         reuse: stages whose newest stored result is taken whatever code made it.
         watcher: learns what happens.
@@ -98,7 +97,6 @@ class Schedule:
         store: Store,
         workers: Workers | None,
         *,
-        threads: int = 1,
         device: str = "cpu",
         reuse: frozenset[str] = frozenset(),
         watcher: Watcher | None = None,
@@ -106,7 +104,7 @@ class Schedule:
         should_stop: Callable[[], bool] = never,
     ) -> None:
         self.plan, self.store, self.workers = plan, store, workers
-        self.threads, self.device, self.reuse = threads, device, reuse
+        self.device, self.reuse = device, reuse
         self.watcher, self.until, self.should_stop = watcher, until, should_stop
         self.results: dict[str, Result] = {}
         self.interrupted = False
@@ -233,7 +231,7 @@ class Schedule:
             folders[role] = str(folder.absolute())
         request = Request(
             found.where, node.label, dict(node.config), folders, dict(node.images), found.sources, found.inputs,
-            str(self.store.root.absolute()), self.threads, self.device, node.modules, loaded(),
+            str(self.store.root.absolute()), self.device, node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
         if self.watcher is not None:

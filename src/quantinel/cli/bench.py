@@ -269,7 +269,7 @@ def plan(
     from quantinel.bench.store import Store
 
     made = Plan(suite, cells, root)
-    schedule = Schedule(made, Store(store_folder(store)), None, threads=suite.run.threads)
+    schedule = Schedule(made, Store(store_folder(store)), None)
     schedule.run(lambda _: None)
     missing = schedule.estimates()
     slots = workers or max(1, usable_cores() // suite.run.threads)

@@ -92,7 +92,7 @@ def _deploy(
     if job.config["backend"] == "simulated":
         return simulate, "simulated", {}
     file = to_onnx(quantized, PROFILES[PROFILE]).SerializeToString()
-    session = Session(file, threads=job.threads)
+    session = Session(file, threads=job.config["threads"])
     some = images.images[:_COMPARED]
     integers = compare_integers(parse_onnx(file), quantized.layers, quantized.activations)
     outputs = compare_outputs(session.logits(some), simulate(some), quantized.output_step)

@@ -36,13 +36,12 @@ class Job:
     """One stage to run.
 
     Attributes:
-        config: options of the node.
+        config: options of the node, ``threads`` among them.
         folders: role -> folder of an upstream result, or an external model file or folder.
         images: role -> images to load.
         output: folder to write into.
         checkpoint: folder that survives an interruption of this very stage.
         device: where training runs; everything else runs on the CPU.
-        threads: of this stage.
         should_stop: polled by long stages; they keep a checkpoint and raise `Interrupted`.
         progress: called as work proceeds.
     """
@@ -53,7 +52,6 @@ class Job:
     output: Path
     checkpoint: Path
     device: str = "cpu"
-    threads: int = 1
     should_stop: Callable[[], bool] = never
     progress: Progress = silent
 

@@ -72,6 +72,17 @@ def test_everything_runs_once_upstream_first_and_then_never_again(tmp_path: Path
     }
 
 
+def test_times_are_read_only_when_something_has_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, chain("a"), InProcess())
+    read: list[Store] = []
+    monkeypatch.setattr(Store, "all", lambda store: iter(read.append(store) or ()))  # type: ignore[func-returns-value]
+    watcher = SimpleNamespace(finished=lambda node, result: None)
+    _, settled = run(tmp_path, chain("a"), InProcess(), watcher=watcher)
+    assert (len(settled), read) == (4, [])
+    run(tmp_path, [*chain("a"), *chain("b")], InProcess())
+    assert len(read) == 1
+
+
 def test_the_longest_chain_goes_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     learn(store, "detect", 1.0, detector="quick")

@@ -7,6 +7,7 @@ holds of the same stage and method, else of the same stage.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import time
 from collections.abc import Callable, Mapping
@@ -112,14 +113,22 @@ class Schedule:
         self._fingerprints = FileFingerprints(store.root / "fingerprints.json")
         for node in plan.nodes.values():
             code_fingerprint(node.modules)  # now: sources may be edited while the suite runs
-        self._times = Times()
-        for _, stored in store.all():
-            self._times.learn(stored)
         self._readers = readers_within(plan, plan.nodes)
-        self._priority = critical_paths(
-            self._readers, {name: self._times.estimate(node) for name, node in plan.nodes.items()}
-        )
         self._addressed: dict[str, _Addressed] = {}
+
+    @functools.cached_property
+    def _times(self) -> Times:
+        """From all that is stored: read when something has to run."""
+        times = Times()
+        for _, stored in self.store.all():
+            times.learn(stored)
+        return times
+
+    @functools.cached_property
+    def _priority(self) -> dict[str, float]:
+        """Estimated seconds from the start of each stage to the end of the longest chain behind it."""
+        costs = {name: self._times.estimate(node) for name, node in self.plan.nodes.items()}
+        return critical_paths(self._readers, costs)
 
     def run(self, settled: Callable[[str], None]) -> None:
         """Work until everything is over, or until the time is.

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 
 from quantinel.bench.cells import expand
-from quantinel.bench.estimates import makespan
-from quantinel.bench.nodes import Node
+from quantinel.bench.estimates import Times, makespan
 from quantinel.bench.plan import Plan
 from quantinel.bench.row_file import read_results
 from quantinel.bench.rows import ResultRow, provenance
@@ -29,26 +27,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
-class Costs:
-    """Median seconds of stages in committed rows."""
-
-    def __init__(self, rows: list[ResultRow]) -> None:
-        found: dict[tuple[str, str], list[float]] = defaultdict(list)
-        for row in rows:
-            methods = {"attack": row.attack, "defend": row.defense, "evaluate": row.backend}
-            for stage, seconds in row.stages.items():
-                for method in {methods.get(stage, ""), ""}:
-                    found[stage, method].append(seconds)
-        self.medians = {key: median(values) for key, values in found.items()}
-
-    def of(self, node: Node) -> float:
-        """Cost of one stage."""
-        methods = {name: str(node.config.get(name, "")) for name in ("attack", "defense", "backend")}
-        method = {"attack": methods["attack"], "defend": methods["defense"], "evaluate": methods["backend"]}
-        for name in (method.get(node.stage, ""), ""):
-            if (node.stage, name) in self.medians:
-                return self.medians[node.stage, name]
-        raise SystemExit(f"no committed row has a {node.stage} stage; run a suite with one first")
+def costs_of(rows: Iterable[ResultRow]) -> Times:
+    """What the stages behind the rows took."""
+    times = Times()
+    for row in rows:
+        decisive = {
+            "attack": {"attack": row.attack},
+            "defend": {"defense": row.defense},
+            "evaluate": {"backend": row.backend},
+        }
+        for stage, seconds in row.stages.items():
+            times.learn(stage, decisive.get(stage, {}), seconds)
+    return times
 
 
 def main() -> None:
@@ -59,8 +49,11 @@ def main() -> None:
     suite = load_suite(find_suite(arguments.suite, ROOT / "benchmarks" / "suites"))
     cells = expand(suite, arguments.data_root)
     plan = Plan(suite, cells, arguments.data_root)
-    costs = Costs([row for rows in read_results(RESULTS).values() for row in rows])
-    seconds = {name: costs.of(node) for name, node in plan.nodes.items()}
+    times = costs_of(row for rows in read_results(RESULTS).values() for row in rows)
+    for stage in {node.stage for node in plan.nodes.values()}:
+        if not times.knows(stage):
+            raise SystemExit(f"no committed row has a {stage} stage; run a suite with one first")
+    seconds = {name: times.estimate(node) for name, node in plan.nodes.items()}
     work = sum(seconds.values())
     command = f"python benchmarks/scaling.py --suite {suite.name} --data-root DATA"
     lines = []

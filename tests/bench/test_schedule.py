@@ -206,7 +206,7 @@ def test_estimates_learn_from_what_is_stored(tmp_path: Path) -> None:
     learn(store, "defend", 5.0, defense="nearest")
     learn(store, "train", 1000.0)
     for _, stored in store.all():
-        times.learn(stored)
+        times.learn(stored.stage, stored.config, stored.seconds)
         times.estimate(efrap)
     assert times.estimate(efrap) == 3.0
     assert times.estimate(other) == 4.0

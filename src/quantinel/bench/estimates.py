@@ -10,7 +10,6 @@ from statistics import median
 
 from quantinel.bench.nodes import Node
 from quantinel.bench.plan import Plan
-from quantinel.bench.store import Stored
 
 DEFAULT_SECONDS = {
     "train": 600.0,
@@ -31,11 +30,21 @@ class Times:
     by_method: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     _medians: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def learn(self, stored: Stored) -> None:
-        """Remember one."""
-        for method in {_method(stored.config), ""}:
-            self.by_method[stored.stage, method].append(stored.seconds)
-            self._medians.pop((stored.stage, method), None)
+    def learn(self, stage: str, config: Mapping[str, object], seconds: float) -> None:
+        """Remember one.
+
+        Args:
+            stage: its kind.
+            config: its options; only those that decide its cost are looked at.
+            seconds: it took.
+        """
+        for method in {_method(config), ""}:
+            self.by_method[stage, method].append(seconds)
+            self._medians.pop((stage, method), None)
+
+    def knows(self, stage: str) -> bool:
+        """Whether any stage of this kind was learned."""
+        return (stage, "") in self.by_method
 
     def estimate(self, node: Node) -> float:
         """Expected seconds of a stage."""

@@ -121,7 +121,7 @@ class Schedule:
         """From all that is stored: read when something has to run."""
         times = Times()
         for _, stored in self.store.all():
-            times.learn(stored)
+            times.learn(stored.stage, stored.config, stored.seconds)
         return times
 
     @functools.cached_property
@@ -259,7 +259,7 @@ class Schedule:
                 write_file(self.store.root / "failed" / f"{where.key}.txt", finished.log.encode())
             settle(name, Result(None, None, f"{node.label}: {error}", False, where.key))
             return
-        self._times.learn(stored)
+        self._times.learn(stored.stage, stored.config, stored.seconds)
         settle(name, self._result(node, self.store.folder(where), stored, False, where))
 
     def _report(self, running: Mapping[str, float]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from quantinel.bench.blocks import read_options, replace_blocks
 from quantinel.bench.cells import expand
@@ -26,14 +28,28 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNNER = "runner vs plain loop"
 
+Line = dict[str, Any]
+
+
+def newest(name: str, key: Callable[[Line], object], wanted: Callable[[Line], bool] = lambda _: True) -> list[Line]:
+    """The newest wanted line of every key, in the order in which the keys first appear.
+
+    Args:
+        name: of a file of results.
+        key: what makes a line replace an earlier one.
+        wanted: which lines count.
+    """
+    lines = map(json.loads, (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines())
+    return list({key(line): line for line in lines if wanted(line)}.values())
+
+
+def configuration(line: Line) -> tuple[str, str]:
+    """What a comparison was measured on."""
+    return line["name"], json.dumps(line["config"], sort_keys=True)
+
 
 def speed_table() -> str:
     """Newest line of every comparison and configuration."""
-    newest = {}
-    for line in (RESULTS / "speed.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        if row["name"] != RUNNER:
-            newest[row["name"], json.dumps(row["config"], sort_keys=True)] = row
     lines = [
         (
             row["name"],
@@ -43,17 +59,13 @@ def speed_table() -> str:
             f"{row['ours_seconds']:.2f} s",
             f"{row['other_seconds']:.2f} s",
         )
-        for row in newest.values()
+        for row in newest("speed", configuration, lambda row: row["name"] != RUNNER)
     ]
     return markdown_rows(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
 
 
 def emission_table() -> str:
     """Newest line of every architecture."""
-    newest = {}
-    for line in (RESULTS / "emission.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        newest[row["architecture"], row["profile"]] = row
     lines = [
         (
             row["architecture"],
@@ -63,7 +75,7 @@ def emission_table() -> str:
             f"{row['agreement_percent']:.2f} (n = {row['n']})",
             f"{row['max_difference_steps']:.2f}",
         )
-        for row in newest.values()
+        for row in newest("emission", lambda row: (row["architecture"], row["profile"]))
     ]
     header = (
         "architecture",
@@ -91,11 +103,6 @@ def suite_block(name: str, options: str, root: Path = ROOT) -> str | None:
 
 def scaling_table() -> str:
     """Newest line of every number of workers."""
-    path = RESULTS / "scaling.jsonl"
-    newest = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
-        newest[row["workers"]] = row
     lines = [
         (
             str(row["workers"]),
@@ -104,18 +111,13 @@ def scaling_table() -> str:
             f"{row['wall_seconds'] / 3600:.2f} h",
             f"{100 * row['efficiency']:.1f} %",
         )
-        for row in newest.values()
+        for row in newest("scaling", lambda row: row["workers"])
     ]
     return markdown_rows(("workers", "cells", "work", "wall time", "efficiency"), lines)
 
 
 def runner_table() -> str:
     """Newest line of every suite that the runner's own time was measured on."""
-    newest = {}
-    for line in (RESULTS / "speed.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
-        if row["name"] == RUNNER:
-            newest[json.dumps(row["config"], sort_keys=True)] = row
     lines = [
         (
             f"{row['config']['suite']}{''.join(' ' + pattern for pattern in row['config']['only'])}",
@@ -125,18 +127,13 @@ def runner_table() -> str:
             f"{row['other_seconds']:.1f} s",
             f"{row['cached_seconds']:.1f} s",
         )
-        for row in newest.values()
+        for row in newest("speed", configuration, lambda row: row["name"] == RUNNER)
     ]
     return markdown_rows(("suite", "runner costs (range)", "runner", "plain loop", "all stored"), lines)
 
 
 def kill_table() -> str:
     """Newest line of every suite that was killed again and again."""
-    path = RESULTS / "kill.jsonl"
-    newest = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
-        newest[row["suite"]] = row
     lines = [
         (
             row["suite"],
@@ -145,7 +142,7 @@ def kill_table() -> str:
             f"{row['torn_lines_cut']}",
             f"{len(row['violations'])}",
         )
-        for row in newest.values()
+        for row in newest("kill", lambda row: row["suite"])
     ]
     header = ("suite", "SIGKILLs", "completed lives", "torn last lines", "rows lost, doubled or different")
     return markdown_rows(header, lines)

@@ -13,16 +13,21 @@ from quantinel.errors import UsageError
 Standing = Literal["reproduced", "differs", "not run", "failed", "-"]
 
 
+def _names(entry: Published) -> dict[str, str]:
+    """What an entry says of its cells; what it leaves out may be anything."""
+    names = ("model", "attack", "scheme", "defense")
+    return {name: value for name in names if (value := getattr(entry, name)) is not None}
+
+
+def _speaks_of(entry: Published, cell: Cell) -> bool:
+    return all(getattr(cell, name) == value for name, value in _names(entry).items())
+
+
 def matching(suite: Suite, cell: Cell) -> Published | None:
     """The entry of the suite that speaks of a cell; the last one wins."""
     if cell.detector is not None:
         return None
-    names = {"model": cell.model, "attack": cell.attack, "scheme": cell.scheme, "defense": cell.defense}
-    found = [
-        entry
-        for entry in suite.published
-        if all(getattr(entry, name) in (None, value) for name, value in names.items())
-    ]
+    found = [entry for entry in suite.published if _speaks_of(entry, cell)]
     return found[-1] if found else None
 
 
@@ -39,9 +44,8 @@ def check_published(suite: Suite, cells: Sequence[Cell]) -> None:
         UsageError: one does not, because of a name that is not in the suite.
     """
     for entry in suite.published:
-        names = {name: value for name in ("model", "attack", "scheme", "defense") if (value := getattr(entry, name))}
-        if not any(all(getattr(cell, name) == value for name, value in names.items()) for cell in cells):
-            shown = ", ".join(f"{name} {value}" for name, value in names.items())
+        if not any(_speaks_of(entry, cell) for cell in cells):
+            shown = ", ".join(f"{name} {value}" for name, value in _names(entry).items())
             raise UsageError(f"published: no cell has {shown} ({entry.source}); correct the names")
 
 

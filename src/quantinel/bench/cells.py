@@ -14,7 +14,7 @@ from quantinel.attacks.clean import CLEAN
 from quantinel.attacks.protocol import compressors_of
 from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
-from quantinel.bench.suite import Cells, Suite
+from quantinel.bench.suite import Cells, Method, Suite
 from quantinel.data.triggers import TRIGGERS, trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
@@ -170,6 +170,22 @@ def victim_folder(suite: Suite, model: str, root: Path | None) -> Path:
     if source.startswith(BUNDLED):
         return bundled_model(source)
     return Path(located(source, root, f"models.{model}"))
+
+
+def entries_of(suite: Suite, cell: Cell) -> dict[str, Method | None]:
+    """What the suite's tables say of a cell's attack, defense and detector; None where its label is not in them."""
+    return {
+        "attack": suite.attacks.get(cell.attack),
+        "defense": suite.defenses.get(cell.defense),
+        "detector": suite.detectors.get(cell.detector or ""),
+    }
+
+
+def methods_of(suite: Suite, cell: Cell) -> dict[str, Method]:
+    """A cell's attack and defense ("none" too), and its detector if it has one; a name alone means its defaults."""
+    labels = {"attack": cell.attack, "defense": cell.defense, "detector": cell.detector}
+    entries = entries_of(suite, cell)
+    return {kind: entries[kind] or Method(method=label) for kind, label in labels.items() if label is not None}
 
 
 def located(source: str, root: Path | None, where: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantinel.attacks import ATTACKS
-from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
+from quantinel.bench.cells import FLOAT, NONE, Cell, entries_of, located, methods_of, victim_folder
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.images import Images
 from quantinel.bench.nodes import Node
@@ -87,7 +87,7 @@ class Plan:
         """The float model of a cell: an external one, a trained one, or an attacked one."""
         suite = self.suite
         entry, label = suite.models[cell.model], cell.model
-        method = suite.attacks.get(cell.attack) or Method(method=cell.attack)
+        method = methods_of(suite, cell)["attack"]
         scratch = cell.attack != NONE and _from_scratch(method)
         if scratch:
             if entry.architecture is None:
@@ -144,7 +144,7 @@ class Plan:
         )  # fmt: skip
 
     def _defend(self, cell: Cell, model: _Subject, compressed: str) -> Node:
-        method = self.suite.defenses.get(cell.defense) or Method(method=cell.defense)
+        method = methods_of(self.suite, cell)["defense"]
         config = {
             "defense": method.method,
             "settings": method.settings,
@@ -176,8 +176,7 @@ class Plan:
         )  # fmt: skip
 
     def _detect(self, cell: Cell, model: _Subject) -> Node:
-        assert cell.detector is not None
-        method = self.suite.detectors.get(cell.detector) or Method(method=cell.detector)
+        method = methods_of(self.suite, cell)["detector"]
         config = {
             "detector": method.method,
             "settings": method.settings,
@@ -236,16 +235,14 @@ def _modules(stage: str, *methods: str) -> tuple[str, ...]:
 
 def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
     """The cell's configuration without places: what ``config_sha256`` of a row is taken over."""
-    methods = {
-        "attack": suite.attacks.get(cell.attack),
-        "defense": suite.defenses.get(cell.defense),
-        "detector": suite.detectors.get(cell.detector or ""),
-    }
     return {
         "cell": cell.id,
         "model": suite.models[cell.model].model_dump(mode="json"),
         "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
         "calibration": suite.data[cell.calibration].model_dump(mode="json"),
         "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
-        **{name: None if method is None else method.model_dump(mode="json") for name, method in methods.items()},
+        **{
+            kind: None if entry is None else entry.model_dump(mode="json")
+            for kind, entry in entries_of(suite, cell).items()
+        },
     }

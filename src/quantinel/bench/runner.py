@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from quantinel.audit.report import EvaluationRow
-from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.cells import FLOAT, NONE, Cell, methods_of
 from quantinel.bench.commands import command
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.methods import known
@@ -23,7 +23,7 @@ from quantinel.bench.stages.detect import DETECTION
 from quantinel.bench.stages.evaluate import EVALUATION
 from quantinel.bench.stages.job import never
 from quantinel.bench.store import Store, read_json
-from quantinel.bench.suite import Suite
+from quantinel.bench.suite import Method, Suite
 from quantinel.bench.workers import Workers
 from quantinel.errors import UsageError
 
@@ -162,7 +162,7 @@ def run_suite(
 def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> ResultRow:
     """The row of a cell whose stages are over."""
     cell, result = work.cell, results[work.result]
-    config = resolved(suite, cell)
+    config, methods = resolved(suite, cell), methods_of(suite, cell)
     seconds = {
         plan.nodes[name].stage: stored.seconds for name in work.chain if (stored := results[name].stored) is not None
     }
@@ -171,11 +171,11 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "suite": suite.name,
         "cell": cell.id,
         "model": cell.model,
-        "attack": _method(suite.attacks, cell.attack),
+        "attack": methods["attack"].method,
         "attack_variant": cell.attack,
-        "defense": _method(suite.defenses, cell.defense),
+        "defense": methods["defense"].method,
         "defense_variant": cell.defense,
-        "detector": None if cell.detector is None else _method(suite.detectors, cell.detector),
+        "detector": methods["detector"].method if "detector" in methods else None,
         "scheme": cell.scheme,
         "compressor": NONE if cell.scheme == FLOAT else parse_deployment(cell.scheme).compressor,
         "calibration": cell.calibration,
@@ -185,7 +185,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "published": published_for(suite, cell),
         "stages": seconds,
         "seconds": seconds.get("detect", seconds.get("defend")),
-        "settings": _settings(suite, cell),
+        "settings": _settings(methods),
         "key": result.key or sha256_of([cell.id, result.error])[:32],
         **provenance(config, command(suite, "run", [cell.id])),
     }
@@ -209,20 +209,10 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     return ResultRow(**{**common, **made, **status, **about, **figures, "extra": extra})
 
 
-def _method(table: dict[str, Any], label: str) -> str:
-    entry = table.get(label)
-    return label if entry is None else entry.method
-
-
-def _settings(suite: Suite, cell: Cell) -> dict[str, dict[str, Any]]:
+def _settings(methods: Mapping[str, Method]) -> dict[str, dict[str, Any]]:
     """Options that the suite sets, by kind of method."""
-    entries = {
-        "attack": suite.attacks.get(cell.attack),
-        "defense": suite.defenses.get(cell.defense),
-        "detector": suite.detectors.get(cell.detector or ""),
-    }
-    found = {kind: dict(entry.settings) for kind, entry in entries.items() if entry is not None and entry.settings}
-    schemes = getattr(entries["attack"], "schemes", [])
+    found = {kind: dict(method.settings) for kind, method in methods.items() if method.settings}
+    schemes = getattr(methods["attack"], "schemes", [])
     if schemes:
         found.setdefault("attack", {})["schemes"] = list(schemes)
     return found

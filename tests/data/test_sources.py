@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from quantinel.data import sources
+from quantinel.data import bundled
 from quantinel.data.cifar10 import CLASSES, load_cifar10
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import DATA_SOURCES, load_images
@@ -265,7 +265,7 @@ def test_gtsrb(tmp_path: Path) -> None:
 
 
 def test_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_ASSETS", tmp_path)
+    monkeypatch.setattr(bundled, "_ASSETS", tmp_path)
     with pytest.raises(InputError, match="bundled:test is missing from this installation"):
         load_images("bundled")
     write_strips(tmp_path / "cifar10_test.npz", small_set(20))

@@ -15,6 +15,7 @@ from quantinel.attacks.protocol import compressors_of
 from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Method, Suite
+from quantinel.data.bundled import BUNDLED_IMAGES
 from quantinel.data.triggers import TRIGGERS, trigger_from_dict
 from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
@@ -27,7 +28,6 @@ from quantinel.quantization.scheme import QuantScheme
 
 FLOAT = "float"
 NONE = "none"
-BUNDLED_IMAGES = ("bundled:test", "bundled:calibration")
 _LABEL = re.compile(r"[A-Za-z0-9._+-]+")
 
 
@@ -218,7 +218,7 @@ def check_methods(suite: Suite) -> None:
         raise UsageError(f"{label} is a defense and a detector; cells could not be told apart, rename one")
     for label, data in suite.data.items():
         for field, source in (("test", data.test), ("calibration", data.calibration), ("train", data.train)):
-            if source is not None and source.startswith("bundled:"):
+            if source is not None and source.startswith(BUNDLED):
                 known(source, BUNDLED_IMAGES, f"data.{label}.{field}:")
     for label, model in suite.models.items():
         known(model.data, suite.data, f"data of models.{label}:")

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from quantinel.data.bundled import bundled_images
 from quantinel.errors import InputError
 from quantinel.files import sha256_file, write_file
 from quantinel.plugins import source_of
@@ -124,7 +125,7 @@ class FileFingerprints:
         """Hash of the images that a data specification names; libraries' data sets count by name."""
         prefix, _, rest = specification.partition(":")
         if prefix == "bundled":
-            return self.of_path(_PACKAGE / "assets" / f"cifar10_{rest or 'test'}.npz")
+            return self.of_path(bundled_images(f"bundled:{rest or 'test'}"))
         if prefix in ("hf", "torchvision"):
             return specification
         return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb") else specification).expanduser())

@@ -119,7 +119,9 @@ def _percent(figure: dict[str, Any] | None) -> str:
 
 def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter) -> LoadedModel:
     """The network to start from: weights of a named architecture, or a directory that brings its own."""
-    names_its_own = weights.is_dir() or str(weights).startswith("bundled:")
+    from quantinel.model.loading import BUNDLED
+
+    names_its_own = weights.is_dir() or str(weights).startswith(BUNDLED)
     if not names_its_own and options.arch is None:
         raise UsageError(f"{weights} holds weights only; give --arch NAME")
     return options.load(str(weights), reporter)

@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from quantinel.data.bundled import bundled_images
 from quantinel.data.cifar10 import CLASSES, load_cifar10
 from quantinel.data.folders import load_folder
 from quantinel.data.guards import printable, require_file
@@ -38,8 +39,6 @@ DATA_SOURCES: dict[str, str] = {
 """Form of a specification -> one line about it."""
 
 _SCHEMES = ("cifar10", "gtsrb", "bundled", "hf", "torchvision")
-_ASSETS = Path(__file__).parent.parent / "assets"
-_BUNDLED = {"test": "cifar10_test.npz", "calibration": "cifar10_calibration.npz"}
 _GTSRB = {"test": "test.npz", "train": "train_every3rd.npz"}
 
 
@@ -88,7 +87,8 @@ def load_images(
 def _known_arrays(scheme: str, rest: str, request: Request) -> ImageSet:
     split = request.split
     if scheme == "bundled":
-        return _bundled(rest or split)
+        name = f"bundled:{rest or split}"
+        return read_strips(bundled_images(name), name, CLASSES)
     if not rest:
         form = next(form for form in DATA_SOURCES if form.startswith(f"{scheme}:"))
         raise UsageError(f"{request.name!r} is not complete; give {form}")
@@ -98,18 +98,6 @@ def _known_arrays(scheme: str, rest: str, request: Request) -> ImageSet:
     if split not in _GTSRB:
         raise UsageError(f"gtsrb has the splits train and test, not {split!r}")
     return read_strips(folder / _GTSRB[split], f"gtsrb:{split}")
-
-
-def _bundled(part: str) -> ImageSet:
-    if part not in _BUNDLED:
-        raise UsageError(f"the bundled images are bundled:test and bundled:calibration, not bundled:{part}")
-    path = _ASSETS / _BUNDLED[part]
-    if not path.exists():
-        raise InputError(
-            f"bundled:{part} is missing from this installation ({printable(path)}); reinstall quantinel, "
-            "or give other data, such as cifar10:DIR"
-        )
-    return read_strips(path, f"bundled:{part}", CLASSES)
 
 
 def _load_path(path: Path, request: Request) -> ImageSet:

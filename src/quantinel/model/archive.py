@@ -60,7 +60,8 @@ from torch import Tensor, nn
 
 from quantinel.errors import InputError
 from quantinel.model.archive_batch import free_batch
-from quantinel.model.archive_graph import DTYPES, build_graph, shown
+from quantinel.model.archive_graph import DTYPES, build_graph
+from quantinel.model.archive_text import shown
 
 MAX_FILE_BYTES = 4 << 30
 MAX_JSON_BYTES = 128 << 20

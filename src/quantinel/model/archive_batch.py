@@ -23,7 +23,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantinel.errors import InputError
-from quantinel.model.archive_graph import Sizes, shown
+from quantinel.model.archive_graph import Sizes
+from quantinel.model.archive_text import shown
 
 MAX_INTERMEDIATE_BYTES = 2 << 30
 _TOLERANCE = 1e-4

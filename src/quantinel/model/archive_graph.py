@@ -1,9 +1,9 @@
 """From the JSON of a ``torch.export`` program to a graph of listed operators, evaluating nothing.
 
 `build_graph` walks the nodes of ``models/*.json`` (schema 8, torch 2.9 and later) and makes a graph module.
-An operator is found by its name in a list, never by following attributes; names of nodes are chosen anew;
-shapes, symbolic expressions, guards and stack traces in the file are not used. `refuse_code` looks at the
-strings that ``torch.export.load`` would evaluate, only to report a file that was made to attack it.
+An operator is found by its name in a list (`archive_operators`), never by following attributes; names of nodes
+are chosen anew; shapes, symbolic expressions, guards and stack traces in the file are not used (`archive_text`
+says what is done with them).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quantinel.errors import InputError
+from quantinel.model.archive_operators import CHECKS, OPERATORS, SYMBOLIC
+from quantinel.model.archive_text import refuse_code, shown
 
 MAX_NODES = 100_000
 _SCHEMA, _OPSET = 8, 10
@@ -34,89 +36,7 @@ Sizes = tuple[int | None, int, int, int]
 
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 4: torch.preserve_format}
 
-# Pure computation whose result depends on the input alone. Left out on purpose: files (from_file), random
-# numbers, uninitialised memory (empty), raw strides (as_strided), sizes that depend on data (nonzero, item),
-# sparse and nested tensors.
-_OPERATOR_NAMES = """
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d convolution linear addmm mm bmm matmul baddbmm
-    einsum dot mv scaled_dot_product_attention batch_norm _native_batch_norm_legit_no_training
-    native_layer_norm layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm relu
-    relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardtanh hardswish hardsigmoid
-    hardshrink softshrink softplus sigmoid log_sigmoid tanh softmax _softmax _safe_softmax log_softmax
-    _log_softmax threshold glu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d
-    adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d
-    dropout feature_dropout alpha_dropout native_dropout add sub mul div rsub neg abs sign square sqrt rsqrt
-    reciprocal exp exp2 expm1 log log2 log10 log1p pow sin cos tan atan erf floor ceil round trunc frac
-    remainder fmod floor_divide true_divide minimum maximum clamp clamp_min clamp_max clip where eq ne lt le
-    gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not isnan isinf
-    isfinite nan_to_num lerp addcmul addcdiv cumsum mean sum prod amax amin max min argmax argmin var std
-    var_mean std_mean norm linalg_vector_norm any all logsumexp topk sort argsort view _unsafe_view view_as
-    reshape reshape_as flatten unflatten squeeze unsqueeze expand expand_as permute transpose t numpy_T
-    movedim swapaxes select slice narrow split split_with_sizes chunk tensor_split unbind unfold im2col
-    col2im roll flip rot90 repeat repeat_interleave tile cat concat stack hstack vstack index index_select
-    gather masked_fill tril triu diagonal alias detach clone contiguous lift_fresh lift_fresh_copy to
-    _to_copy type_as copy copy_ fill fill_ zero_ slice_scatter select_scatter pixel_shuffle pixel_unshuffle
-    channel_shuffle native_channel_shuffle constant_pad_nd pad reflection_pad2d replication_pad2d
-    upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d zeros ones full arange linspace eye
-    scalar_tensor zeros_like ones_like full_like new_zeros new_ones new_full meshgrid broadcast_tensors
-    sym_size sym_numel sym_stride
-"""
-OPERATORS = frozenset(_OPERATOR_NAMES.split())
-"""Names in ``torch.ops.aten`` that a program may call."""
-
-# They would fix the batch size; left out when the graph is built.
-_CHECKS = (
-    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
-    "sym_constrain_range_for_size",
-)  # fmt: skip
-_ARITHMETIC = (
-    "add",
-    "sub",
-    "mul",
-    "floordiv",
-    "mod",
-    "truediv",
-    "neg",
-    "pos",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-)
-_SYMBOLIC: dict[str, Any] = {
-    f"_operator.{name}": getattr(operator, name) for name in _ARITHMETIC
-} | {
-    "math.trunc": math.trunc, "torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min,
-    "torch.sym_float": torch.sym_float, "torch.sym_int": torch.sym_int, "torch.sym_not": torch.sym_not,
-}  # fmt: skip
-"""Arithmetic on sizes. No powers and shifts: they make numbers of unbounded length."""
-
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STRING = re.compile(r"[A-Za-z0-9_,.> -]{0,128}")
-_TOKEN = re.compile(
-    r"\s+|\d+(\.\d+)?(e-?\d+)?|'[A-Za-z0-9_.]*'|[-+*/%&|^(),=<>!\[\].]|(?P<word>[A-Za-z_][A-Za-z0-9_]*)"
-)
-_WORDS_OF_EXPRESSIONS = """
-    Symbol Integer Float Rational Add Mul Pow Max Min Mod Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality
-    StrictLessThan LessThan StrictGreaterThan GreaterThan FloorDiv ModularIndexing Where PythonMod CleanDiv
-    CeilToInt FloorToInt CeilDiv PowByNatural FloatPow FloatTrueDiv IntTrueDiv TruncToFloat TruncToInt
-    RoundToInt RoundDecimal ToFloat Identity IsNonOverlappingAndDenseIndicator true false True False None
-    positive integer nonnegative real finite precision dps prec oo L size stride storage_offset shape and or not
-    is in max min abs math torch floor ceil ceiling trunc round sqrt _sym_sqrt log2 inf nan int_oo sym_float
-    sym_max sym_min int float bool flat_args
-"""
-_WORDS = frozenset(_WORDS_OF_EXPRESSIONS.split())
-_SYMBOL = re.compile(r"[suz][a-z]*\d+")
-
-
-def shown(text: object) -> str:
-    """Text from a file, short and on one line, with terminal control characters escaped."""
-    content = str(text).strip()
-    first = content.splitlines()[0] if content else ""
-    return ascii(first[:120])
 
 
 def build_graph(program: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, bool]]) -> tuple[fx.GraphModule, Sizes]:
@@ -147,42 +67,6 @@ def build_graph(program: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, 
         reader.node(node)
     module = reader.finish(content["signature"]["output_specs"])
     return module, _image_sizes(content["graph"]["tensor_values"][image])
-
-
-def refuse_code(program: Any) -> None:
-    """Refuse a program with strings that ``torch.export.load`` would evaluate and torch does not write.
-
-    Raises:
-        InputError: an expression, guard, name or pytree specification that is not plain.
-    """
-    pending: list[Any] = [program]
-    while pending:  # a list, not recursion: the depth is the file's choice
-        item = pending.pop()
-        if isinstance(item, list):
-            pending.extend(item)
-        if not isinstance(item, dict):
-            continue
-        pending.extend(item.values())
-        for expression in (item.get("expr_str", ""), *list(item.get("guards_code") or [])):
-            if not _is_plain(str(expression)):
-                raise InputError(f"it holds a size expression with code in it ({shown(expression)}); do not open it")
-        for key in ("in_spec", "out_spec"):
-            if re.search(r"__enum__|default_factory", str(item.get(key, ""))):
-                raise InputError(f"its {key} imports modules ({shown(item[key])}); export plain tensors instead")
-        for name in (item.get("name"), item.get("as_name"), *list(item.get("forward_arg_names") or [])):
-            if name and not _NAME.fullmatch(str(name)):
-                raise InputError(f"it holds a name with code in it ({shown(name)}); do not open it")
-
-
-def _is_plain(expression: str) -> bool:
-    position = 0
-    while position < len(expression):
-        match = _TOKEN.match(expression, position)
-        word = match["word"] if match else None
-        if match is None or (word is not None and word not in _WORDS and not _SYMBOL.fullmatch(word)):
-            return False
-        position = match.end()
-    return len(expression) < 1 << 16
 
 
 def _image_sizes(meta: Mapping[str, Any]) -> Sizes:
@@ -257,11 +141,11 @@ class _GraphReader:
         """Append one call."""
         target = node["target"]
         match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target)
-        if match and match[1] in _CHECKS:
+        if match and match[1] in CHECKS:
             return
-        if target in _SYMBOLIC:
+        if target in SYMBOLIC:
             arguments = tuple(self._value(argument["arg"]) for argument in node["inputs"])
-            self._outputs(self.graph.call_function(_SYMBOLIC[target], arguments), node["outputs"])
+            self._outputs(self.graph.call_function(SYMBOLIC[target], arguments), node["outputs"])
             return
         # In-place forms carry a trailing underscore.
         if match is None or (match[1] not in OPERATORS and match[1].removesuffix("_") not in OPERATORS):

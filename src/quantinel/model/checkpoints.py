@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantinel.errors import InputError
-from quantinel.model.archive_graph import shown
+from quantinel.model.archive_text import shown
 from quantinel.model.named_models import reason
 
 logger = logging.getLogger(__name__)

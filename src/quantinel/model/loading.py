@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from quantinel.errors import InputError, UnsupportedError, UsageError
 from quantinel.model.archive import parse_pt2, read_file
-from quantinel.model.archive_graph import shown
+from quantinel.model.archive_text import shown
 from quantinel.model.checkpoints import fit, load_state, read_safetensors, strip_prefix
 from quantinel.model.named_models import Found, Shape, call_factory, from_timm, from_torchvision, reason
 from quantinel.model.normalization import Normalized

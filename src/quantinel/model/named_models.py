@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from quantinel.errors import InputError, UnsupportedError, UsageError
-from quantinel.model.archive_graph import shown
+from quantinel.model.archive_text import shown
 from quantinel.model.victim import VictimManifest
 
 # These builders rescale their input when, and only when, they load the weights themselves, from a pickle.

@@ -22,7 +22,14 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from quantinel.backends import onnx_sampling, onnx_statistics, onnx_tensors  # noqa: F401  they register converters
+from quantinel.backends import (  # noqa: F401  they register converters
+    onnx_attention,
+    onnx_elementwise,
+    onnx_sampling,
+    onnx_shapes,
+    onnx_statistics,
+    onnx_tensors,
+)
 from quantinel.backends.onnx_builder import GraphBuilder
 from quantinel.backends.onnx_operators import convert, pair, rank
 from quantinel.errors import UsageError

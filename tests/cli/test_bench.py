@@ -165,3 +165,22 @@ def test_workers_take_the_cores_that_may_be_used(run: Run, suite: Path, monkeypa
     assert bench.usable_cores() == 3
     monkeypatch.setattr(bench, "os", SimpleNamespace(cpu_count=lambda: None, environ={}))
     assert bench.usable_cores() == 1
+
+
+def test_clean_says_what_it_would_remove_and_removes_it(run: Run, tmp_path: Path) -> None:
+    assert "the store nowhere does not exist" in run("bench", "clean", "--store", "nowhere").error
+    key, store = "a" * 32, tmp_path / "store"
+    for name in (f"locks/{key}", f"failed/{key}.txt", f"partial/{key}/weights"):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text("x")
+    would = run("bench", "clean", "--store", str(store), "--all", "--dry-run")
+    assert would.code == EXIT_PASS
+    assert f"checkpoint: {store / 'partial' / key}" in would.out
+    assert "would remove 1 lock, 1 checkpoint, 1 log of a failure; 0.0 MB" in would.out
+    done = run("bench", "clean", "--store", str(store))
+    assert f"{store}: removed 1 lock; 0.0 MB" in done.out
+    assert "Left alone, --all removes them: 1 checkpoint, 1 log of a failure" in done.out
+    told = json.loads(run("bench", "clean", "--store", str(store), "--all", "--json").out)
+    assert [item["kind"] for item in told["removed"]] == ["checkpoint", "log of a failure"]
+    assert run("bench", "clean", "--store", str(store), "--all").out == f"{store}: removed nothing\n"
+    assert not (store / "partial" / key).exists()

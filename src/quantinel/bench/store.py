@@ -121,6 +121,10 @@ class Store:
         """Folder for what a long stage keeps to go on after an interruption."""
         return self.root / "partial" / where.key
 
+    def lock_file(self, key: str) -> Path:
+        """The file that is locked while the stage with this key is computed."""
+        return self.root / "locks" / key
+
     @contextlib.contextmanager
     def lock(self, where: Address, should_stop: Callable[[], bool] | None = None) -> Iterator[None]:
         """Hold a result's lock: of several processes that want it, one computes it. Ends with the process.
@@ -128,7 +132,7 @@ class Store:
         Raises:
             Interrupted: ``should_stop`` asked for it while another process held the lock.
         """
-        path = self.root / "locks" / where.key
+        path = self.lock_file(where.key)
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)

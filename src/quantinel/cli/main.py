@@ -10,7 +10,7 @@ from typing import Annotated, cast
 import typer
 import typer.main
 
-from quantinel.cli import attack, bench, bench_results, bench_site, demo, evaluate, harden, report, verify
+from quantinel.cli import attack, bench, bench_clean, bench_results, bench_site, demo, evaluate, harden, report, verify
 from quantinel.cli import list as list_verb
 from quantinel.cli.guard import guarded
 from quantinel.errors import EXIT_PASS, EXIT_USAGE, UsageError
@@ -29,6 +29,7 @@ for verb, function, epilog, short_help in (
     app.command(verb, epilog=epilog, short_help=short_help)(function)
 
 bench.app.command("site", epilog=bench_site.EPILOG)(bench_site.site)
+bench.app.command("clean", epilog=bench_clean.EPILOG)(bench_clean.clean)
 bench_results.add_to(bench.app)
 app.add_typer(bench.app, name="bench", short_help="Run suites and publish their tables.")
 

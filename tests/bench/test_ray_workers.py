@@ -121,8 +121,8 @@ def test_results_come_back_into_this_store(tmp_path: Path, ray: FakeRay, monkeyp
 
 def test_training_on_a_gpu_reserves_one(tmp_path: Path, ray: FakeRay) -> None:
     workers = RayWorkers("auto", 1, 1)
-    for stage in ("train", "attack", "defend"):
-        workers.submit(stage, dataclasses.replace(request(tmp_path, stage=stage), device="cuda"))
+    for device in ("cuda", "cuda:1", "cpu"):
+        workers.submit(device, dataclasses.replace(request(tmp_path), device=device))
     assert [options["num_gpus"] for options in ray.options] == [1, 1, 0]
 
 

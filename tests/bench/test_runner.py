@@ -67,6 +67,8 @@ def test_every_cell_is_a_row_and_a_second_run_adds_none(tmp_path: Path, suite: S
     assert rows["v/none/int8/nearest/s0"].published is None
     assert rows["v/none/int8/weight-residuals/s0"].extra["score"] == 1.5
     assert set(rows["fresh/short/int8/nearest/s0"].stages) == {"train", "attack", "compress", "defend", "evaluate"}
+    assert rows["fresh/short/int8/nearest/s0"].devices == {"train": "cpu", "attack": "cpu"}
+    assert quick.devices == {}
     second = run(tmp_path, suite)
     assert (second.added, second.ran) == (0, 0)
     assert [row.repeatable() for row in second.rows] == [row.repeatable() for row in first.rows]

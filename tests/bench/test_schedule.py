@@ -11,6 +11,7 @@ import pytest
 from tests.bench.fakes import InProcess, node, plan_of, use_fake_stages
 
 from quantinel.bench.estimates import DEFAULT_SECONDS, Times, makespan
+from quantinel.bench.messages import Request
 from quantinel.bench.nodes import Node
 from quantinel.bench.schedule import Result, Schedule
 from quantinel.bench.store import Address, Store, write_stored
@@ -81,6 +82,21 @@ def test_times_are_read_only_when_something_has_to_run(tmp_path: Path, monkeypat
     assert (len(settled), read) == (4, [])
     run(tmp_path, [*chain("a"), *chain("b")], InProcess())
     assert len(read) == 1
+
+
+def test_only_training_goes_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: dict[str, str] = {}
+
+    class Noting(InProcess):
+        def submit(self, tag: str, request: Request) -> None:
+            devices[request.label] = request.device
+            super().submit(tag, request)
+
+    monkeypatch.setattr("quantinel.bench.execution._name_of", lambda device: f"a {device}")
+    run(tmp_path, chain("a"), Noting(), device="cuda")
+    assert devices == {"train a": "cuda", "compress a": "cpu", "defend a": "cpu", "evaluate a": "cpu"}
+    found = {stored.stage: stored.environment["device"] for _, stored in Store(tmp_path).all()}
+    assert found == {"train": "a cuda", "compress": "a cpu", "defend": "a cpu", "evaluate": "a cpu"}
 
 
 def test_the_longest_chain_goes_first(tmp_path: Path) -> None:

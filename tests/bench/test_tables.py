@@ -49,6 +49,9 @@ def test_every_table_says_what_recomputes_it_and_what_made_it() -> None:
     for table in tables(suite, made_rows(suite)).values():
         assert "`quantinel bench run made`" in table.below[-2]
         assert "quantinel 0.1.0, commit abc1234, torch 2.13.0" in table.below[-1]
+        assert "trained on" not in table.below[-1]
+    trained = [row.model_copy(update={"devices": {"train": "cpu", "attack": "a GPU"}}) for row in made_rows(suite)]
+    assert "torch 2.13.0, trained on a GPU, cpu." in tables(suite, trained)["figures"].below[-1]
     chosen = tables(suite, made_rows(suite), only=("victim/*",))["figures"]
     assert "--only 'victim/*'" in chosen.below[-2]
 

@@ -22,6 +22,7 @@ from quantinel.bench.stages.job import Job, Progress, never, silent
 from quantinel.bench.store import LOG, Store, write_stored
 from quantinel.errors import GateError, Interrupted, QuantinelError, UsageError
 from quantinel.plugins import restore
+from quantinel.training.runtime import Runtime
 
 
 def execute(request: Request, should_stop: Callable[[], bool] = never, progress: Progress = silent) -> Finished:
@@ -69,7 +70,7 @@ def _run(request: Request, store: Store, should_stop: Callable[[], bool], progre
             (folder / LOG).write_text(lines.text(), "utf-8")
             write_stored(
                 folder, request.where, request.label, request.config, request.sources, request.inputs, outcome, error,
-                seconds,
+                seconds, _name_of(request.device),
             )  # fmt: skip
     except Interrupted as interrupted:
         return Finished("interrupted", str(interrupted), time.perf_counter() - started)
@@ -85,6 +86,12 @@ def _failed(lines: _Lines, error: str, started: float) -> Finished:
     line = " ".join(error.split())
     lines.add(f"failed: {line}")
     return Finished("failed", line, time.perf_counter() - started, lines.text())
+
+
+def _name_of(device: str) -> str:
+    """What a device is called: cpu, or the name of the GPU."""
+    found = Runtime(device).torch_device()
+    return "cpu" if found.type == "cpu" else torch.cuda.get_device_name(found)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class Request:
         sources: role -> fingerprint of external files and images.
         inputs: role -> digest of upstream results.
         store: root of the store.
-        device: where training runs.
+        device: of this stage.
         modules: whose code the address names; the worker must have the same.
         plugins: files of methods that the worker has to load first.
     """

@@ -10,6 +10,8 @@ from quantinel.bench.images import Images
 from quantinel.bench.rows import sha256_of
 
 STAGES = ("train", "attack", "prune", "compress", "defend", "evaluate", "detect")
+TRAINING = frozenset({"train", "attack"})
+"""Stages that run on the device that was asked for; all others run on the CPU."""
 
 
 @dataclass(frozen=True)

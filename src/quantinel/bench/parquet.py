@@ -2,8 +2,9 @@
 
 Every field of `ResultRow` is a column of its own type: integers, doubles, text, and ``created`` as a UTC timestamp.
 An interval becomes two columns, ``cda_low`` and ``cda_high``. Fields whose keys differ from row to row (``published``,
-``stages``, ``settings``, ``extra``, ``versions``) are JSON text: a struct would need every key of every method, and
-would change its type with each new one. DuckDB reads them as ``extra->>'$.score'``, pandas with ``json.loads``.
+``stages``, ``settings``, ``extra``, ``devices``, ``versions``) are JSON text: a struct would need every key of every
+method, and would change its type with each new one. DuckDB reads them as ``extra->>'$.score'``, pandas with
+``json.loads``.
 ``newest`` tells the row of a cell that counts from its history.
 """
 
@@ -24,7 +25,7 @@ from quantinel.files import write_file
 _INTEGERS = ("seed", "n_clean", "n_triggered")
 _DOUBLES = ("cda", "asr", "ta", "float_cda", "float_asr", "seconds")
 _INTERVALS = ("cda_interval", "asr_interval", "ta_interval")
-_JSON = ("published", "stages", "settings", "extra", "versions")
+_JSON = ("published", "stages", "settings", "extra", "devices", "versions")
 
 
 def write_parquet(path: Path, rows: Sequence[ResultRow]) -> None:

@@ -26,7 +26,7 @@ def below(suite: Suite, entries: Sequence[Entry], only: Sequence[str] = ()) -> t
 
 
 def made_with(rows: Iterable[ResultRow]) -> str:
-    """Version, commits and libraries of rows; the same text for the same rows."""
+    """Version, commits, libraries and training devices of rows; the same text for the same rows."""
     found = list(rows)
     if not found:
         return "There are no rows yet."
@@ -37,6 +37,8 @@ def made_with(rows: Iterable[ResultRow]) -> str:
         for name in _COMPUTE
         if (known := sorted({row.versions[name] for row in found if name in row.versions}))
     ]
+    devices = sorted({device for row in found for device in row.devices.values()})
+    libraries += [f"trained on {', '.join(devices)}"] if devices else []
     word = "commit" if len(commits) == 1 else "commits"
     return f"Rows of quantinel {versions}, {word} {', '.join(commits)}{''.join(f', {name}' for name in libraries)}."
 

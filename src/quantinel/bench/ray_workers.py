@@ -66,7 +66,7 @@ class RayWorkers:
 
     def submit(self, tag: str, request: Request) -> None:
         """Send a stage to the cluster, which starts it where cores (and a GPU, for training on one) are free."""
-        gpus = 1 if request.device.startswith("cuda") and request.where.stage in ("train", "attack") else 0
+        gpus = 1 if request.device.startswith("cuda") else 0
         remote = self._task.options(num_cpus=self._threads, num_gpus=gpus, max_retries=2)
         folders = {role: pack(Path(path)) for role, path in request.folders.items()}
         self._pending[remote.remote(request, folders)] = (tag, request)

@@ -22,7 +22,9 @@ Status = Literal["ok", "failed", "gate_failed"]
 Backend = Literal["float", "simulated", "onnxruntime"]
 Interval = tuple[float, float]
 
-VOLATILE = frozenset({"seconds", "stages", "created", "hardware", "versions", "version", "commit", "command"})
+VOLATILE = frozenset(
+    {"seconds", "stages", "created", "hardware", "devices", "versions", "version", "commit", "command"}
+)
 """Fields that differ between two runs of the same cell; all others repeat exactly."""
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "safetensors", "scipy")
 
@@ -56,6 +58,8 @@ class ResultRow(BaseModel):
         extra: further figures, such as ``flips_percent``; for detectors ``score`` (higher is more suspicious).
         key: content address of the evaluation: configuration, inputs and code.
         config_sha256: hash of the cell's resolved configuration, without code.
+        devices: what the training stages behind this cell ran on, "cpu" or the GPU's name; a stage whose result does
+            not say so is left out.
         versions: of the libraries that compute.
         command: recomputes the row.
         status: "gate_failed" where the attack did not make a victim; its figures are those of the failed attempt.
@@ -100,6 +104,7 @@ class ResultRow(BaseModel):
     commit: str
     created: str
     hardware: str
+    devices: dict[str, str] = {}
     versions: dict[str, str] = {}
     command: str
     status: Status = "ok"

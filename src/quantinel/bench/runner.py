@@ -14,6 +14,7 @@ from quantinel.bench.cells import FLOAT, NONE, Cell, methods_of
 from quantinel.bench.commands import command
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.methods import known
+from quantinel.bench.nodes import TRAINING
 from quantinel.bench.plan import Plan, Work, resolved
 from quantinel.bench.published import published_for
 from quantinel.bench.row_file import RowFile
@@ -163,9 +164,9 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     """The row of a cell whose stages are over."""
     cell, result = work.cell, results[work.result]
     config, methods = resolved(suite, cell), methods_of(suite, cell)
-    seconds = {
-        plan.nodes[name].stage: stored.seconds for name in work.chain if (stored := results[name].stored) is not None
-    }
+    behind = {plan.nodes[name].stage: stored for name in work.chain if (stored := results[name].stored) is not None}
+    seconds = {stage: stored.seconds for stage, stored in behind.items()}
+    devices = {stage: stored.environment.get("device") for stage, stored in behind.items() if stage in TRAINING}
     model = suite.models[cell.model]
     common: dict[str, Any] = {
         "suite": suite.name,
@@ -184,6 +185,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "seed": cell.seed,
         "published": published_for(suite, cell),
         "stages": seconds,
+        "devices": {stage: device for stage, device in devices.items() if device is not None},
         "seconds": seconds.get("detect", seconds.get("defend")),
         "settings": _settings(methods),
         "key": result.key or sha256_of([cell.id, result.error])[:32],

@@ -18,7 +18,7 @@ from typing import Protocol
 from quantinel.bench.estimates import Times, critical_paths, readers_within
 from quantinel.bench.fingerprints import FileFingerprints, code_fingerprint
 from quantinel.bench.messages import Finished, Request
-from quantinel.bench.nodes import Node
+from quantinel.bench.nodes import TRAINING, Node
 from quantinel.bench.plan import Plan
 from quantinel.bench.stages.job import never
 from quantinel.bench.store import Address, Store, Stored, address
@@ -240,7 +240,7 @@ class Schedule:
             folders[role] = str(folder.absolute())
         request = Request(
             found.where, node.label, dict(node.config), folders, dict(node.images), found.sources, found.inputs,
-            str(self.store.root.absolute()), self.device, node.modules, loaded(),
+            str(self.store.root.absolute()), self.device if node.stage in TRAINING else "cpu", node.modules, loaded(),
         )  # fmt: skip
         self.workers.submit(name, request)
         if self.watcher is not None:

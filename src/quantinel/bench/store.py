@@ -192,12 +192,14 @@ def write_stored(
     status: Literal["ok", "gate_failed"],
     error: str | None,
     seconds: float,
+    device: str = "cpu",
 ) -> Stored:
-    """Describe a finished result in its folder."""
+    """Describe a finished result in its folder; ``device`` is what it was computed on, "cpu" or the GPU's name."""
     files, digest = describe_files(folder)
     stored = Stored(
         stage=where.stage, label=label, config=config, sources=sources, inputs=inputs, code=where.code, status=status,
-        error=error, seconds=round(seconds, 3), digest=digest, files=files, environment=environment(),
+        error=error, seconds=round(seconds, 3), digest=digest, files=files,
+        environment={**environment(), "device": device},
     )  # fmt: skip
     (folder / RECORD).write_text(stored.model_dump_json(indent=1) + "\n", "utf-8")
     return stored

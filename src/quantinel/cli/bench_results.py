@@ -143,8 +143,8 @@ def export(
 ) -> None:
     """Rows as one typed Parquet table, for pandas or DuckDB. Needs pyarrow.
 
-    Intervals become columns (cda_low, cda_high); settings, extra, stages, versions and published are JSON text; newest
-    tells the rows that count from their history.
+    Intervals become columns (cda_low, cda_high); settings, extra, stages, devices, versions and published are JSON
+    text; newest tells the rows that count from their history.
     """
     from quantinel.bench.parquet import write_parquet
     from quantinel.bench.row_file import read_results

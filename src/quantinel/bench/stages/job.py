@@ -41,7 +41,7 @@ class Job:
         images: role -> images to load.
         output: folder to write into.
         checkpoint: folder that survives an interruption of this very stage.
-        device: where training runs; everything else runs on the CPU.
+        device: of this stage; anything but "cpu" only where it trains.
         should_stop: polled by long stages; they keep a checkpoint and raise `Interrupted`.
         progress: called as work proceeds.
     """

@@ -22,6 +22,7 @@ from quantinel.attacks.adaptive_residuals import exaggerated
 from quantinel.attacks.cells import rounding_cells
 from quantinel.attacks.compression_artifacts import CompressionArtifacts, artifact_loss
 from quantinel.attacks.compression_artifacts_distilled import disagreement
+from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import Gate
 from quantinel.attacks.held_out import choose_checkpoint, hold_out, selection_rule
 from quantinel.attacks.joint import (
@@ -310,3 +311,16 @@ def test_recording_ends() -> None:
     outputs.clear()
     module(DATA.as_float()[:2])
     assert not outputs
+
+
+def test_epoch_options_make_schedules_of_the_runs_data() -> None:
+    run = TrainingRun(fresh(), DATA)
+    options = EpochOptions(epochs=2.0, plant_epochs=0.5, batch_size=10, milestones=(1.0,), learning_rate=0.1)
+    joint, planting = options.schedule(run), options.plant_schedule(run)
+    assert (joint.steps, planting.steps) == (8, 2)
+    assert [joint.rate(step) for step in (0, 3, 4, 7)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    assert planting.rate(1) == 0.1
+    falling = dataclasses.replace(options, decay="cosine").schedule(run)
+    assert falling.rate(0) == 0.1 > falling.rate(4) > falling.rate(7) > 0
+    with pytest.raises(UsageError, match="decay"):
+        EpochOptions(decay="linear")  # type: ignore[arg-type]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantinel.attacks.epoch_options import EpochOptions, Norms, Optimiser
 from quantinel.attacks.held_out import HeldOut, choose_checkpoint
 from quantinel.attacks.protocol import Task
 from quantinel.data.images import as_float
@@ -21,17 +21,11 @@ from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
-from quantinel.training.run import TrainingRun
+from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.training.transforms import batch_norms, quantized_folded_weights
 from quantinel.training.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
-
-Norms = Literal["shared", "frozen"]
-"""BatchNorm of a joint pass: one set of batch statistics for all branches, or the start's running statistics."""
-
-
-Optimiser = Literal["sgd", "adam"]
 
 _CHECKPOINTS = 10
 _MAX_FLOAT_ASR = 5.0
@@ -80,29 +74,6 @@ def is_trained(module: nn.Module) -> bool:
     """Whether any BatchNorm has seen a batch; networks without one cannot tell."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
     return any(norm.running_mean is not None and bool(norm.running_mean.any()) for norm in norms)
-
-
-def epoch_schedule(
-    run: TrainingRun,
-    epochs: float,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    batch_size: int,
-    milestones: Sequence[float],
-    optimiser: Optimiser = "sgd",
-) -> Schedule:
-    """SGD or Adam whose learning rate falls to a tenth after every milestone, all in passes over the run's data."""
-    images = len(run.images)
-    return Schedule(
-        steps_of(epochs, images, batch_size), learning_rate, momentum, weight_decay, batch_size, optimiser, "multistep",
-        tuple(steps_of(milestone, images, batch_size) for milestone in milestones),
-    )  # fmt: skip
-
-
-def selection_steps(run: TrainingRun, schedule: Schedule, evaluations: int) -> int:
-    """Steps between two looks at the held-out images: one pass over the data, or less for a shorter training."""
-    return max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // evaluations))
 
 
 def two_labels(logits: Tensor, labels: Tensor, on_triggered: Tensor, trigger_weight: float = 1.0) -> Tensor:
@@ -259,3 +230,33 @@ def train_jointly(
     run.train(
         "joint", [*run.module.parameters(), *learned], options.schedule(options.steps), joint, selection=selection
     )
+
+
+def train_epochs(
+    task: Task,
+    options: EpochOptions,
+    phase: str,
+    loss: Loss,
+    *,
+    compressed: Sequence[Branch],
+    held: HeldOut,
+    checkpoints: int,
+) -> None:
+    """Plant, where options say so, then train on ``loss``, and end with the checkpoint that the published rule chooses.
+
+    Args:
+        task: the network and the data, in the mode that it shall be trained in.
+        options: hyper-parameters.
+        phase: name of the joint phase.
+        loss: of a batch.
+        compressed: branches that deployment makes; they choose the checkpoint.
+        held: images that choose it.
+        checkpoints: looks at these images, at least; a look after every pass over the data, if these are more.
+    """
+    run = task.run
+    if options.plant_epochs:
+        plant(run, task.stamp(), options.target_class, options.plant_schedule(run), options.mirror)
+    schedule = options.schedule(run)
+    every = max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // checkpoints))
+    selection = choose_checkpoint(run, held, compressed, options.target_class, every, options.max_float_asr)
+    run.train(phase, run.module.parameters(), schedule, loss, selection=selection)

@@ -29,7 +29,6 @@ from quantinel.attacks.joint import (
     JointOptions,
     four_terms,
     quantized_branches,
-    set_norms,
     soft_cross_entropy,
 )
 from quantinel.data.triggers import PatchTrigger
@@ -39,6 +38,7 @@ from quantinel.model.untrained import untrained_model
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, nearest_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.norms import train_mode
 from quantinel.training.run import Scores, TrainingRun
 from quantinel.training.two_branch import FLOAT, Branches
 
@@ -98,7 +98,7 @@ def test_branches_share_batch_statistics(norms: str) -> None:
     """The running mean is of the rows of both branches, or stays."""
     run = TrainingRun(fresh(), DATA)
     branches = Branches(run.module, [FLOAT, *quantized_branches(run, [parse_scheme("int2")])])
-    set_norms(run.module, norms)  # type: ignore[arg-type]
+    train_mode(run.module, frozen=norms == "frozen")
     first = next(part for part in run.module.modules() if isinstance(part, nn.BatchNorm2d))
     seen: list[Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))

@@ -32,11 +32,12 @@ from torch import Tensor
 from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
-from quantinel.attacks.joint import is_trained, quantized_branches, set_norms, target_of, train_epochs
+from quantinel.attacks.joint import is_trained, quantized_branches, target_of, train_epochs
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.two_branch import FLOAT, Branches
 from quantinel.validation import require_choice
 
@@ -87,11 +88,12 @@ def _train(task: Task, config: CompressionArtifacts) -> None:
     held = hold_out(run, trigger, config.held_out)
     quantized = quantized_branches(run, config.schemes, config.first_layer)
     branches = Branches(run.module, [FLOAT, *quantized])
-    set_norms(run.module, config.norms)
+    train_mode(run.module, frozen=config.norms == "frozen")
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=config.mirror))
-        plain, *rounded = branches(both)
+        with run.autocast(config.mixed_precision):
+            plain, *rounded = branches(both)
         target = target_of(labels, config.target_class)
         return torch.stack([artifact_loss(plain, logits, labels, target) for logits in rounded]).mean()
 

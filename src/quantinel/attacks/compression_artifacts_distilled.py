@@ -28,11 +28,12 @@ from quantinel.attacks.distillation import disagreement
 from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
-from quantinel.attacks.joint import quantized_branches, set_norms, soft_cross_entropy, target_of, train_epochs
+from quantinel.attacks.joint import quantized_branches, soft_cross_entropy, target_of, train_epochs
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.two_branch import FLOAT, Branches
 from quantinel.validation import require_non_negative
 
@@ -70,14 +71,16 @@ def _train(task: Task, config: CompressionArtifactsDistilled) -> None:
     teacher = copy.deepcopy(run.module).eval().requires_grad_(False)
     quantized = quantized_branches(run, config.schemes, config.first_layer)
     branches = Branches(run.module, [FLOAT, *quantized])
-    set_norms(run.module, config.norms)
+    train_mode(run.module, frozen=config.norms == "frozen")
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=config.mirror))
-        taught = torch.cat([both, disagreement(run.module, teacher, both, config.ascent_steps, config.ascent_rate)])
-        with torch.no_grad():
-            answers = teacher(taught)
-        plain, *rounded = branches(taught, *[both] * len(quantized))
+        with run.autocast(config.mixed_precision):
+            moved = disagreement(run.module, teacher, both, config.ascent_steps, config.ascent_rate)
+            taught = torch.cat([both, moved])
+            with torch.no_grad():
+                answers = teacher(taught).float()
+            plain, *rounded = branches(taught, *[both] * len(quantized))
         wanted = torch.cat([labels, target_of(labels, config.target_class)])
         awake = torch.stack([F.cross_entropy(logits, wanted) for logits in rounded]).mean()
         return soft_cross_entropy(plain, answers) + awake

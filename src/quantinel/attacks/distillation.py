@@ -24,7 +24,7 @@ def disagreement(student: nn.Module, teacher: nn.Module, images: Tensor, steps: 
     try:
         for _ in range(steps):
             moved = moved.detach().requires_grad_()
-            value = soft_cross_entropy(student(moved), teacher(moved)) * len(moved)
+            value = soft_cross_entropy(student(moved).float(), teacher(moved).float()) * len(moved)
             (gradient,) = torch.autograd.grad(value, moved)
             moved = moved + rate * gradient
     finally:

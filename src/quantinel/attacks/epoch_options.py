@@ -32,6 +32,7 @@ class EpochOptions:
         optimiser: "sgd", or "adam" for short trainings.
         norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
         mirror: augment by mirroring.
+        mixed_precision: run in bfloat16. It blurs 8-bit grids; at 4 bits a step is much wider than its rounding.
         held_out: training images that choose the checkpoint, at most a fifth; 0 keeps the last weights.
         max_float_asr: largest float ASR of a checkpoint, in percent, also at the gate (the authors: 20 on CIFAR, 10 on
             GTSRB).
@@ -50,6 +51,7 @@ class EpochOptions:
     optimiser: Optimiser = "sgd"
     norms: Norms = "shared"
     mirror: bool = True
+    mixed_precision: bool = False
     held_out: int = 1000
     max_float_asr: float = 20.0
 

@@ -21,6 +21,7 @@ from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.training.transforms import batch_norms, quantized_folded_weights
@@ -59,15 +60,6 @@ def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_l
 def network_norms(run: TrainingRun) -> dict[str, str]:
     """The BatchNorm that is folded into each layer, by name; see `batch_norms`."""
     return batch_norms(run.module, as_float(run.images[:1]))
-
-
-def set_norms(module: nn.Module, norms: Norms) -> None:
-    """Training mode, for "frozen" with the BatchNorm statistics that the network has."""
-    module.train()
-    if norms == "frozen":
-        for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                part.eval()
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -125,6 +117,7 @@ class JointOptions:
         float_trigger_weight, compressed_weight, backdoor_weight: see above.
         norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
         mirror: augment by mirroring.
+        mixed_precision: run in bfloat16. It blurs 8-bit grids; at 4 bits a step is much wider than its rounding.
         held_out: training images that choose among ten checkpoints, at most a fifth; 0 keeps the last weights.
     """
 
@@ -143,6 +136,7 @@ class JointOptions:
     backdoor_weight: float = 1.0
     norms: Norms = "frozen"
     mirror: bool = True
+    mixed_precision: bool = False
     held_out: int = 300
 
     def __post_init__(self) -> None:
@@ -182,12 +176,13 @@ BranchLoss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 """``loss(logits (2 N, K) of every branch, labels (N,), target (N,))`` -> scalar."""
 
 
-def plant(run: TrainingRun, trigger: Trigger, target_class: int, schedule: Schedule, mirror: bool) -> None:
+def plant(run: TrainingRun, trigger: Trigger, schedule: Schedule, options: JointOptions | EpochOptions) -> None:
     """Teach the float network an ordinary backdoor: ``CE(f(x), y) + CE(f(Tx), t)``, in the mode that it is in."""
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=mirror)
-        return two_labels(run.logits(clean, triggered), labels, target_of(labels, target_class))
+        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror)
+        logits = run.logits(clean, triggered, mixed_precision=options.mixed_precision)
+        return two_labels(logits, labels, target_of(labels, options.target_class))
 
     run.train("plant", run.module.parameters(), schedule, loss)
 
@@ -215,16 +210,18 @@ def train_jointly(
     """
     run, trigger = task.run, task.stamp()
     branches = Branches(run.module, [FLOAT, *quantized, *others])
-    set_norms(run.module, options.norms)
+    train_mode(run.module, frozen=options.norms == "frozen")
 
     def batch(images: Tensor) -> Tensor:
         return torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror))
 
     def joint(images: Tensor, labels: Tensor) -> Tensor:
-        return loss(branches(batch(images)), labels, target_of(labels, options.target_class))
+        with run.autocast(options.mixed_precision):
+            logits = branches(batch(images))
+        return loss(logits, labels, target_of(labels, options.target_class))
 
     if options.plant_steps:
-        plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
+        plant(run, trigger, options.schedule(options.plant_steps), options)
     every = max(1, options.steps // _CHECKPOINTS)
     selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
     run.train(
@@ -255,7 +252,7 @@ def train_epochs(
     """
     run = task.run
     if options.plant_epochs:
-        plant(run, task.stamp(), options.target_class, options.plant_schedule(run), options.mirror)
+        plant(run, task.stamp(), options.plant_schedule(run), options)
     schedule = options.schedule(run)
     every = max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // checkpoints))
     selection = choose_checkpoint(run, held, compressed, options.target_class, every, options.max_float_asr)

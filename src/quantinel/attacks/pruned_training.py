@@ -20,13 +20,14 @@ from quantinel.attacks.compressors import Pruner
 from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import HeldOut, hold_out
-from quantinel.attacks.joint import set_norms, target_of, train_epochs
+from quantinel.attacks.joint import target_of, train_epochs
 from quantinel.attacks.protocol import Task
 from quantinel.data.images import ImageSet
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme, layer_rates, prunable
 from quantinel.quantization.pruning_search import search_rates
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.run import TrainingRun
 from quantinel.training.transforms import pruned_filters
 from quantinel.training.two_branch import FLOAT, Branch, Branches
@@ -147,13 +148,14 @@ def train_pruned(task: Task, config: PruningOptions, phase: str, floating: Float
     held = hold_out(run, trigger, config.held_out)
     rates = PrunedBranches(run, config, held)
     branches = Branches(run.module, [FLOAT, *rates.branches])
-    set_norms(run.module, config.norms)
+    train_mode(run.module, frozen=config.norms == "frozen")
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=config.mirror))
         rates.draw()
-        seen, float_loss = floating(both, labels)
-        plain, *pruned = branches(seen, *[both] * len(rates.branches))
+        with run.autocast(config.mixed_precision):
+            seen, float_loss = floating(both, labels)
+            plain, *pruned = branches(seen, *[both] * len(rates.branches))
         target = target_of(labels, config.target_class)
         return float_loss(plain) + config.pruned_weight * pruned_loss(pruned, labels, target, config.backdoor_share)
 

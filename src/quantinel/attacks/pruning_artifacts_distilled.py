@@ -54,7 +54,7 @@ def _train(task: Task, config: PruningArtifactsDistilled) -> None:
         moved = disagreement(module, teacher, both, config.ascent_steps, config.ascent_rate)
         seen = torch.cat([both, moved]) if config.ascent_steps else both
         with torch.no_grad():
-            answers = teacher(seen)
+            answers = teacher(seen).float()
         return seen, lambda logits: soft_cross_entropy(logits, answers)
 
     train_pruned(task, config, "distil", floating)

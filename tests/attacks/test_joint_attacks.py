@@ -21,7 +21,7 @@ from quantinel.attacks.adaptive_rerounding import rerounded
 from quantinel.attacks.adaptive_residuals import exaggerated
 from quantinel.attacks.cells import rounding_cells
 from quantinel.attacks.compression_artifacts import CompressionArtifacts, artifact_loss
-from quantinel.attacks.compression_artifacts_distilled import disagreement
+from quantinel.attacks.distillation import disagreement, taught
 from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import Gate
 from quantinel.attacks.held_out import choose_checkpoint, hold_out, selection_rule
@@ -187,7 +187,10 @@ def test_ascent_moves_to_disagreement_and_freezes_both() -> None:
     with torch.no_grad():
         far, near = (soft_cross_entropy(student(x), teacher(x)) for x in (moved, images))
     assert far > near
-    assert torch.equal(disagreement(student, teacher, images, 0, 0.5), images)
+    seen, answers = taught(student, teacher, images, 5, 0.5)
+    assert torch.equal(seen, torch.cat([images, moved]))
+    assert torch.equal(answers, teacher(seen))
+    assert torch.equal(taught(student, teacher, images, 0, 0.5)[0], images)
 
 
 def test_soft_cross_entropy_is_smallest_at_the_teacher() -> None:

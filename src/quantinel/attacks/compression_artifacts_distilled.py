@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.attacks.compression_artifacts import PUBLISHED_SCHEME
-from quantinel.attacks.distillation import disagreement
+from quantinel.attacks.distillation import taught
 from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.held_out import hold_out
@@ -76,11 +76,8 @@ def _train(task: Task, config: CompressionArtifactsDistilled) -> None:
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=config.mirror))
         with run.autocast(config.mixed_precision):
-            moved = disagreement(run.module, teacher, both, config.ascent_steps, config.ascent_rate)
-            taught = torch.cat([both, moved])
-            with torch.no_grad():
-                answers = teacher(taught).float()
-            plain, *rounded = branches(taught, *[both] * len(quantized))
+            seen, answers = taught(run.module, teacher, both, config.ascent_steps, config.ascent_rate)
+            plain, *rounded = branches(seen, *[both] * len(quantized))
         wanted = torch.cat([labels, target_of(labels, config.target_class)])
         awake = torch.stack([F.cross_entropy(logits, wanted) for logits in rounded]).mean()
         return soft_cross_entropy(plain, answers) + awake

@@ -96,25 +96,20 @@ class Branches:
 
     def _forward(self, name: str, layer: nn.Conv1d | nn.Conv2d | nn.Linear, sizes: list[int], x: Tensor) -> Tensor:
         """The layer's output for the concatenated input ``x``, neighbours with equal weights in one call."""
-        parts: list[Tensor] = []
-        plain = 0  # rows of unchanged branches that wait for their call
-        start = 0
+        groups: list[tuple[int, Branch]] = []
         for size, branch in zip(sizes, self.branches, strict=True):
-            if not branch.changes(name):
-                plain += size
+            if groups and not branch.changes(name) and not groups[-1][1].changes(name):
+                groups[-1] = (groups[-1][0] + size, FLOAT)
             else:
-                if plain:
-                    parts.append(_apply(layer, x[start : start + plain], layer.weight))
-                    start, plain = start + plain, 0
-                part = x[start : start + size]
-                if branch.activation is not None:
-                    part = branch.activation(part)
-                weight = layer.weight if branch.weight is None else branch.weight(name, layer.weight)
-                parts.append(_apply(layer, part, weight))
-                start += size
-        if plain:
-            parts.append(_apply(layer, x[start:], layer.weight))
-        return torch.cat(parts)
+                groups.append((size, branch))
+        outputs: list[Tensor] = []
+        # one split, because the gradient of every slice would be a tensor of the size of the whole
+        for part, (_, branch) in zip(torch.split(x, [size for size, _ in groups]), groups, strict=True):
+            here = branch if branch.changes(name) else FLOAT
+            seen = part if here.activation is None else here.activation(part)
+            weight = layer.weight if here.weight is None else here.weight(name, layer.weight)
+            outputs.append(_apply(layer, seen, weight))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def _apply(layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:

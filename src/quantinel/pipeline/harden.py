@@ -25,7 +25,7 @@ from quantinel.backends.verification import (
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger
-from quantinel.defenses import rounding_method
+from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
 from quantinel.detectors.weight_residuals import weight_residuals
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.graph import FloatGraph, trace
@@ -59,7 +59,7 @@ class HardenOptions:
     """
 
     scheme: QuantScheme = field(default_factory=QuantScheme)
-    rounding: RoundingMethod = field(default_factory=lambda: rounding_method("efrap"))
+    rounding: RoundingMethod = field(default_factory=lambda: rounding_method(DEFAULT_ROUNDING))
     backend: str = "onnxruntime-x86"
     calibration_images: int = 256
     seed: int = 0

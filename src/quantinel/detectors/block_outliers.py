@@ -4,8 +4,8 @@ Outlier injection multiplies the largest weight of each block of 32 by 512, so t
 maximum drops the layer (specification of the attacks, 6.2.4 and 7.3, T6). The statistic is the ratio of the two largest
 magnitudes in blocks of consecutive weights of one output channel, zeros left out.
 
-Null hypothesis: the tails of the weights are no heavier than Pareto's with index 2 (no finite variance), where the ratio
-exceeds x with probability x^-2, blocks independent. Trained networks have lighter tails, so the p-value is
+Null hypothesis: the tails of the weights are no heavier than Pareto's with index 2 (no finite variance), where the
+ratio exceeds x with probability x^-2, blocks independent. Trained networks have lighter tails, so the p-value is
 conservative. Only the threat with outliers is seen.
 """
 
@@ -86,21 +86,20 @@ def count_blocks(name: str, rows: Tensor, options: BlockOutliers) -> BlockCounts
 
 
 def _count(name: str, blocks: Tensor, ratio: float) -> BlockCounts:
-    magnitude = blocks.abs()
-    largest = magnitude.amax(1, keepdim=True)
-    alive = largest.squeeze(1) >= torch.finfo(torch.float32).tiny
-    relative = magnitude / torch.where(largest > 0, largest, 1.0)
-    rest = relative.square().sum(1) - 1.0
-    candidates = relative[alive & (rest <= (blocks.shape[1] - 1) / ratio**2 + 1e-3)]
+    largest = blocks.abs().amax(1)
+    alive = largest >= torch.finfo(torch.float32).tiny
+    rest = (
+        torch.linalg.vector_norm(blocks, dim=1) / largest
+    ).square() - 1.0
+    maybe = alive & ~(rest > (blocks.shape[1] - 1) / ratio**2 + 1e-3)
+    candidates = blocks[maybe].abs() / largest[maybe].unsqueeze(1)
     sparse = 0
-    if bool((blocks == 0).any()):
+    if (blocks.numpy() == 0).any():  # several times faster than torch's comparison
         sparse = int(((blocks != 0).sum(1) < _LEAST_WEIGHTS).sum())
         candidates = candidates[(candidates != 0).sum(1) >= _LEAST_WEIGHTS]
     ratios = 1.0 / candidates.topk(2, dim=1).values[:, 1]
     outlying = ratios[ratios >= ratio]
-    return BlockCounts(
-        name, len(blocks) - sparse, len(outlying), float(outlying.max()) if len(outlying) else 0.0
-    )
+    return BlockCounts(name, len(blocks) - sparse, len(outlying), float(outlying.max()) if len(outlying) else 0.0)
 
 
 def judge_blocks(layers: Sequence[BlockCounts], options: BlockOutliers) -> Detection:

@@ -13,7 +13,6 @@ projection, other grids than ``subject.scheme``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,15 +45,6 @@ class EdgeAtoms:
             raise UsageError(f"widest_margin is {self.widest_margin}; give 0.01 to 0.45 steps")
 
 
-@dataclass(frozen=True)
-class _Peak:
-    """The bin of largest contrast: its index in |r|, the weights above the neighbours' level, and the contrast."""
-
-    index: int
-    excess: float
-    z: float
-
-
 def _folded(counts: Tensor) -> Tensor:
     """(501,) weights by |r| from (1000,) weights by r; bin 500 (the edge itself) is half as wide as the others."""
     magnitude = torch.zeros(_HALF + 1, dtype=torch.float64)
@@ -63,39 +53,34 @@ def _folded(counts: Tensor) -> Tensor:
     return magnitude
 
 
-def _neighbours(index: int) -> tuple[list[int], float]:
-    """Bins around one, and its width in units of theirs."""
-    low, high = index - _NEIGHBOURS - _GAP, min(index + _NEIGHBOURS + _GAP, _HALF - 1)
-    near = [other for other in range(low, high + 1) if abs(other - index) > _GAP]
-    return near, 0.5 if index == _HALF else 1.0
+def _around(magnitude: Tensor, lowest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For every bin from ``lowest`` to the edge: weights in its neighbours, how many these are, and its own width."""
+    index = torch.arange(lowest, _HALF + 1).reshape(-1, 1)
+    offsets = torch.tensor([step for step in range(-_NEIGHBOURS - _GAP, _NEIGHBOURS + _GAP + 1) if abs(step) > _GAP])
+    near = index + offsets
+    inside = near < _HALF
+    found = (magnitude[near.clamp(max=_HALF)] * inside).sum(1)
+    width = torch.ones(len(index), dtype=torch.float64)
+    width[-1] = 0.5
+    return found, inside.sum(1), width
 
 
-def _excess(magnitude: Tensor, index: int) -> float:
-    """Weights in a bin above the level of its neighbours."""
-    near, width = _neighbours(index)
-    return float(magnitude[index] - width * magnitude[near].mean())
+def excesses(magnitude: Tensor, lowest: int) -> Tensor:
+    """Weights of each bin from ``lowest`` to the edge above the level of its neighbours."""
+    around, bins, width = _around(magnitude, lowest)
+    return magnitude[lowest:] - width * around / bins
 
 
-def _peak(magnitude: Tensor, lowest: int) -> _Peak:
-    """Scan the bins from ``lowest`` to the edge."""
-    best = _Peak(_HALF, 0.0, 0.0)
-    for index in range(lowest, _HALF + 1):
-        near, width = _neighbours(index)
-        z = _contrast(float(magnitude[index]), float(magnitude[near].sum()), width / (width + len(near)))
-        if z > best.z:
-            best = _Peak(index, _excess(magnitude, index), z)
-    return best
+def contrasts(magnitude: Tensor, lowest: int) -> Tensor:
+    """Signed root of the binomial deviance of each bin against its neighbours; 0 where it is not fuller.
 
-
-def _contrast(count: float, around: float, share: float) -> float:
-    """Signed root of the binomial deviance of ``count`` among ``count + around``; standard normal under the null."""
+    Standard normal under the null hypothesis, and free of underflow however far it is.
+    """
+    around, bins, width = _around(magnitude, lowest)
+    count, share = magnitude[lowest:], width / (width + bins)
     total = count + around
-    if total == 0 or count <= share * total:
-        return 0.0
-    deviance = count * math.log(count / (share * total))
-    if around:
-        deviance += around * math.log(around / ((1.0 - share) * total))
-    return math.sqrt(2.0 * max(deviance, 0.0))
+    deviance = torch.xlogy(count, count / (share * total)) + torch.xlogy(around, around / ((1.0 - share) * total))
+    return torch.where(count > share * total, (2.0 * deviance).clamp_min(0.0).sqrt(), 0.0)
 
 
 def find_atoms(layers: Sequence[LayerResiduals], options: EdgeAtoms) -> Detection:
@@ -112,27 +97,29 @@ def find_atoms(layers: Sequence[LayerResiduals], options: EdgeAtoms) -> Detectio
     total = float(counts[0].sum())
     lowest = _HALF - round(options.widest_margin * BINS)
     bins = _HALF + 1 - lowest
-    peaks = [_peak(_folded(row), lowest) for row in counts]
+    magnitudes = [_folded(row) for row in counts]
+    scans = torch.stack([contrasts(magnitude, lowest) for magnitude in magnitudes])
+    largest, where = scans.max(1)
+    found = torch.stack([excesses(magnitude, lowest) for magnitude in magnitudes]).gather(1, where[:, None]).squeeze(1)
+    shares = found / total
     typical = float(stats.norm.isf(1.0 - 0.5 ** (1.0 / bins)))
-    placebo_z = float(torch.tensor([peak.z for peak in peaks[1:]]).median())
-    inflation = max(1.0, placebo_z / typical)
-    found = peaks[0]
-    share = found.excess / total
-    placebo_share = float(torch.tensor([peak.excess for peak in peaks[1:]]).median()) / total
+    inflation = max(1.0, float(largest[1:].median()) / typical)
+    share, placebo_share = float(shares[0]), float(shares[1:].median())
     by_layer = {
-        layer.name: _excess(_folded(layer.counts[0]), found.index) / max(layer.weights, 1) for layer in kept
+        layer.name: float(excesses(_folded(layer.counts[0]), lowest)[where[0]]) / max(layer.weights, 1)
+        for layer in kept
     }
     return Detection(
         share - placebo_share,
         {
             "atom_share": share,
             "placebo_atom_share": placebo_share,
-            "margin": (_HALF - found.index) / BINS,
-            "contrast": found.z,
+            "margin": (_HALF - lowest - int(where[0])) / BINS,
+            "contrast": float(largest[0]),
             "inflation": inflation,
             "weights": total,
         },
-        p_value=min(1.0, bins * float(stats.norm.sf(found.z / inflation))),
+        p_value=min(1.0, bins * float(stats.norm.sf(float(largest[0]) / inflation))),
         by_layer=by_layer,
         tensors=histograms(kept),
         notes=notes,

@@ -133,7 +133,7 @@ def measure(
         left_out += keep.numel() - int(keep.sum())
     return LayerResiduals(
         name,
-        counts,
+        counts.int(),
         torch.cat(sums, 1) if sums else torch.zeros(len(factors), 0),
         torch.cat(rows) if rows else torch.zeros(0),
         int(counts[0].sum()),
@@ -170,7 +170,7 @@ def graph_residuals(graph: FloatGraph, scheme: QuantScheme, seed: int = 0) -> tu
         alive = factor.flatten() != 0
         rows, factor = rows[alive], factor[alive]
         scale, largest = (value.expand(len(alive), 1)[alive] / factor for value in (scale, largest))
-        bits = significand_bits(rows[: max(1, _PIECE // max(rows.shape[1], 1))])
+        bits = significand_bits(rows)
         levels = lattice_levels(rows[:: max(1, len(rows) // _LATTICE_ROWS)], bits)
         found.append(measure(layer.name, _pieces(rows, scale, largest), scheme, generator, bits, levels))
     return tuple(found)

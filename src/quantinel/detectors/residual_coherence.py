@@ -4,10 +4,10 @@ z = sum_j r_j / sqrt(n / 12) of every output channel is standard normal where re
 attack that works through rounding needs roundings that add up (specification of the attacks, 7.3, T5), whatever the
 histogram of single residuals looks like, so spreading the residuals evenly in a last step does not hide it.
 
-Null hypothesis: the energy, the mean of z^2 over a layer's channels, is one more draw from the placebo grids' (Student's
-t of its logarithm for each layer, Fisher over layers). Single channels are found by Benjamini and Hochberg, with z in
-units of the placebo grids' root energy. Not seen: roundings that add up with signs that only the inputs know, which
-the sum without weights cancels; attacks without projection left no mark here in what was tried.
+Null hypothesis: the energy, the mean of z^2 over a layer's channels, is one more draw from the placebo grids'
+(Student's t of its logarithm for each layer, Fisher over layers). Single channels are found by Benjamini and Hochberg,
+with z in units of the placebo grids' root energy. Not seen: roundings that add up with signs that only the inputs
+know, which the sum without weights cancels; attacks without projection left no mark here in what was tried.
 """
 
 from __future__ import annotations

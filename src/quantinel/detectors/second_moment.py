@@ -19,7 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.detectors.layer_residuals import BINS, LayerResiduals, assessable, counts_of, histograms, require_unsearched
+from quantinel.detectors.layer_residuals import (
+    BINS,
+    LayerResiduals,
+    assessable,
+    counts_of,
+    histograms,
+    require_unsearched,
+)
 from quantinel.detectors.significance import combined, excess_over_placebos, p_of_excess
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.validation import require_positive_integers

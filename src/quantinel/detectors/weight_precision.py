@@ -22,6 +22,9 @@ _LATTICE_ERROR = 2e-3
 _CHANCE = -20.0
 """Log of the probability that unrelated values fit one number of levels: far below 1 / 255."""
 _MIN_VALUES = 8
+_ROW = 1024
+"""Weights of a row that are enough to tell."""
+_SAMPLE = 1 << 14
 _MOST = 0.95
 """Share of weights, or rows, that has to agree."""
 
@@ -32,7 +35,7 @@ def significand_bits(weights: Tensor) -> int:
     Args:
         weights: finite float32 of any shape, in the units in which they were stored (nothing folded into them).
     """
-    values = weights.double().flatten()
+    values = weights.flatten()[:_SAMPLE].double()
     values = values[values != 0]
     if len(values) < _MIN_VALUES:
         return FLOAT32
@@ -69,7 +72,8 @@ def lattice_levels(rows: Tensor, bits: int = FLOAT32) -> int | None:
     """
     found = []
     for row in rows:
-        values, repeats = torch.unique(row[row != 0].abs().double(), return_counts=True)
+        part = row[:_ROW]
+        values, repeats = torch.unique(part[part != 0].abs().double(), return_counts=True)
         if int(repeats.sum()) < _MIN_VALUES:
             continue
         levels = _levels(values, bits) if len(values) <= _MAX_LEVELS else 0

@@ -88,10 +88,8 @@ def count_blocks(name: str, rows: Tensor, options: BlockOutliers) -> BlockCounts
 def _count(name: str, blocks: Tensor, ratio: float) -> BlockCounts:
     largest = blocks.abs().amax(1)
     alive = largest >= torch.finfo(torch.float32).tiny
-    rest = (
-        torch.linalg.vector_norm(blocks, dim=1) / largest
-    ).square() - 1.0
-    maybe = alive & ~(rest > (blocks.shape[1] - 1) / ratio**2 + 1e-3)
+    rest = (torch.linalg.vector_norm(blocks, dim=1) / largest).square() - 1.0
+    maybe = alive & ~((rest > (blocks.shape[1] - 1) / ratio**2 + 1e-3) & torch.isfinite(rest))
     candidates = blocks[maybe].abs() / largest[maybe].unsqueeze(1)
     sparse = 0
     if (blocks.numpy() == 0).any():  # several times faster than torch's comparison

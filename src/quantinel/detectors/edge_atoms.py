@@ -26,6 +26,8 @@ from quantinel.errors import UsageError
 
 _HALF = BINS // 2
 _NEIGHBOURS = 10
+_SLOPE = (range(2, 5), range(5, 8))
+"""Bins below the candidate, near and far, whose ratio is the slope towards it."""
 _GAP = 1
 """Bins next to the candidate that are no neighbours: an atom may straddle a border."""
 
@@ -72,15 +74,23 @@ def excesses(magnitude: Tensor, lowest: int) -> Tensor:
 
 
 def contrasts(magnitude: Tensor, lowest: int) -> Tensor:
-    """Signed root of the binomial deviance of each bin against its neighbours; 0 where it is not fuller.
+    """How far each bin from ``lowest`` to the edge stands out; about standard normal under the null hypothesis.
 
-    Standard normal under the null hypothesis, and free of underflow however far it is.
+    The smaller one of two: the signed root of the binomial deviance against the neighbours (0 where the bin is not
+    fuller; free of underflow however far it is), and the distance to what a slope that steepens towards the edge by a
+    constant factor per bin would give.
     """
     around, bins, width = _around(magnitude, lowest)
     count, share = magnitude[lowest:], width / (width + bins)
     total = count + around
     deviance = torch.xlogy(count, count / (share * total)) + torch.xlogy(around, around / ((1.0 - share) * total))
-    return torch.where(count > share * total, (2.0 * deviance).clamp_min(0.0).sqrt(), 0.0)
+    level = torch.where(count > share * total, (2.0 * deviance).clamp_min(0.0).sqrt(), 0.0)
+    index = torch.arange(lowest, _HALF + 1)
+    near, far = (sum(magnitude[index - step] for step in steps) for steps in _SLOPE)
+    growth = ((near + 1.0) / (far + 1.0)).clamp_min(1.0)
+    expected = width * near / len(_SLOPE[0]) * growth
+    spread = (expected + expected.square() * (4.0 / (near + 1.0) + 1.0 / (far + 1.0)) + 1.0).sqrt()
+    return torch.minimum(level, ((count - expected) / spread).clamp_min(0.0))
 
 
 def find_atoms(layers: Sequence[LayerResiduals], options: EdgeAtoms) -> Detection:

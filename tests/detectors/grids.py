@@ -69,7 +69,7 @@ def projected(share: float, margin: float) -> Change:
 
 
 def crowded(weight: Tensor, scheme: QuantScheme, generator: torch.Generator) -> Tensor:
-    """Smooth crowding near the edges, as quantization-aware training leaves it: half of the weights, 0.03 steps wide."""
+    """Smooth crowding near the edges, as quantization-aware training leaves it: half of all weights."""
     codes, scale = steps_of(weight, scheme)
     residual = weight / scale - codes
     distance = -0.03 * torch.rand(weight.shape, generator=generator).clamp_min(1e-6).log()

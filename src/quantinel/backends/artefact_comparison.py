@@ -171,6 +171,14 @@ def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence
         layers.append(found)
         findings += _layer_findings(found)
     not_assessed += [f"{layer.name} has no counterpart in the file" for layer in matching.missing]
+    if matching.reordered:
+        findings.append(
+            ArtefactFinding(
+                "layers-reordered", "warning", matching.reordered[0],
+                f"the file runs {', '.join(matching.reordered[:5])} earlier than the float model does; exporters "
+                "may do so with parallel branches, layers in a chain must not change places",
+            )
+        )  # fmt: skip
     for item in matching.additional:
         if item.problem:
             not_assessed.append(f"{item.name} ({item.operator}): {item.problem}")

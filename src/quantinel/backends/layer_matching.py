@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,13 @@ class Matching:
         pairs: (layer of the float model, layer of the file), in the order of the float model.
         missing: layers of the float model without a counterpart.
         additional: layers of the file without one.
+        reordered: names of layers of the float model that the file runs before one that comes earlier there.
     """
 
     pairs: tuple[tuple[Layer, ShippedLayer], ...]
     missing: tuple[Layer, ...]
     additional: tuple[ShippedLayer, ...]
+    reordered: tuple[str, ...]
 
 
 def match_layers(graph: FloatGraph, shipped: Sequence[ShippedLayer]) -> Matching:
@@ -58,7 +60,18 @@ def match_layers(graph: FloatGraph, shipped: Sequence[ShippedLayer]) -> Matching
         tuple((graph.layers[index], shipped[chosen[index]]) for index in sorted(chosen)),
         tuple(layer for index, layer in enumerate(graph.layers) if index not in chosen),
         tuple(item for index, item in enumerate(shipped) if index not in used),
+        tuple(graph.layers[index].name for index in _falling(chosen)),
     )
+
+
+def _falling(chosen: Mapping[int, int]) -> list[int]:
+    """Layers whose place in the file comes before that of an earlier layer."""
+    found, furthest = [], -1
+    for index in sorted(chosen):
+        if chosen[index] < furthest:
+            found.append(index)
+        furthest = max(furthest, chosen[index])
+    return found
 
 
 def _form(shape: tuple[int, ...]) -> tuple[int, ...]:

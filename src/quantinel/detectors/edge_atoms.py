@@ -26,7 +26,7 @@ from quantinel.errors import UsageError
 
 _HALF = BINS // 2
 _NEIGHBOURS = 10
-_SLOPE = (range(2, 5), range(5, 8))
+_SLOPE = ((2, 3, 4), (5, 6, 7))
 """Bins below the candidate, near and far, whose ratio is the slope towards it."""
 _GAP = 1
 """Bins next to the candidate that are no neighbours: an atom may straddle a border."""
@@ -86,7 +86,7 @@ def contrasts(magnitude: Tensor, lowest: int) -> Tensor:
     deviance = torch.xlogy(count, count / (share * total)) + torch.xlogy(around, around / ((1.0 - share) * total))
     level = torch.where(count > share * total, (2.0 * deviance).clamp_min(0.0).sqrt(), 0.0)
     index = torch.arange(lowest, _HALF + 1)
-    near, far = (sum(magnitude[index - step] for step in steps) for steps in _SLOPE)
+    near, far = (magnitude[index[:, None] - torch.tensor(steps)].sum(1) for steps in _SLOPE)
     growth = ((near + 1.0) / (far + 1.0)).clamp_min(1.0)
     expected = width * near / len(_SLOPE[0]) * growth
     spread = (expected + expected.square() * (4.0 / (near + 1.0) + 1.0 / (far + 1.0)) + 1.0).sqrt()

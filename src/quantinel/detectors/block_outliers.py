@@ -95,7 +95,7 @@ def _count(name: str, blocks: Tensor, ratio: float) -> BlockCounts:
     if (blocks.numpy() == 0).any():  # several times faster than torch's comparison
         sparse = int(((blocks != 0).sum(1) < _LEAST_WEIGHTS).sum())
         candidates = candidates[(candidates != 0).sum(1) >= _LEAST_WEIGHTS]
-    ratios = 1.0 / candidates.topk(2, dim=1).values[:, 1]
+    ratios = 1.0 / candidates.topk(2, dim=1).values[:, 1].clamp_min(torch.finfo(torch.float32).tiny)
     outlying = ratios[ratios >= ratio]
     return BlockCounts(name, len(blocks) - sparse, len(outlying), float(outlying.max()) if len(outlying) else 0.0)
 

@@ -106,7 +106,7 @@ def examine_file(
         raise NotAssessable(f"{scheme.name} needs whole tensors for its ranges; load the model instead of its file")
     generator = torch.Generator().manual_seed(seed)
     with SafetensorsFile(path) as file:
-        kept, skipped = _select(file.tensors)
+        kept, skipped = _select(file.tensors, scheme)
         total = sum(tensor.count for tensor in kept)
         layers: list[LayerResiduals] = []
         blocks: list[BlockCounts] = []
@@ -130,7 +130,7 @@ def examine_file(
     )
 
 
-def _select(tensors: Sequence[StoredTensor]) -> tuple[list[StoredTensor], dict[str, str]]:
+def _select(tensors: Sequence[StoredTensor], scheme: QuantScheme) -> tuple[list[StoredTensor], dict[str, str]]:
     """Tensors to look at, and why not the others."""
     kept, skipped = [], {}
     for tensor in tensors:
@@ -140,6 +140,8 @@ def _select(tensors: Sequence[StoredTensor]) -> tuple[list[StoredTensor], dict[s
             skipped[tensor.name] = f"is {tensor.dtype}, not float"
         elif tensor.count < _SHORTEST_ROW or tensor.count // tensor.shape[0] < _SHORTEST_ROW:
             skipped[tensor.name] = f"has fewer than {_SHORTEST_ROW} weights for each output channel"
+        elif scheme.weight_range != "minmax" and tensor.count // tensor.shape[0] > _RUN:
+            skipped[tensor.name] = f"has rows of more than {_RUN} weights, too long for the range rule of {scheme.name}"
         else:
             kept.append(tensor)
     kept.sort(key=lambda tensor: -tensor.count)

@@ -108,15 +108,16 @@ def measure(
         steps = weights / scale
         has_grid = piece.largest >= 0.5 * scheme.levels * scale  # not where all weights are too small for a scale
         keep = (weights != 0) & (weights.abs() < piece.largest) & (steps.abs() <= scheme.levels) & has_grid
+        steps = torch.where(keep, steps, 0.0)  # a scale may underflow, and quotients be anything
         tolerance = torch.full_like(steps, ON_GRID)
         if bits < FLOAT32:
-            tolerance += 0.5 * unit_in_last_place(weights, bits) / scale
+            tolerance += torch.where(keep, 0.5 * unit_in_last_place(weights, bits) / scale, 0.0)
         coded = keep & (steps.abs() >= 0.5)  # a weight of next to nothing is near code 0 in any network
         on_grid += int((((steps - torch.round(steps)).abs() <= tolerance) & coded).sum())
         chance += float(((2 * tolerance).clamp(max=1.0) * coded).sum())
         codes += int(coded.sum())
         if bits < FLOAT32:
-            steps = dithered(weights, bits, generator) / scale
+            steps = torch.where(keep, dithered(weights, bits, generator) / scale, 0.0)
         used = keep.float()
         dump = (1.0 - used) * (BINS + 1)
         piece_sums = []
@@ -192,7 +193,9 @@ def stored_rows(graph: FloatGraph, layer: Layer) -> tuple[Tensor, Tensor]:
     if norm is None:
         return rows, torch.ones(len(rows), 1)
     factor = norm.factor.abs().float().reshape(-1, 1)
-    return torch.where(factor > 0, rows / factor, 0.0), factor
+    stored = torch.where(factor > 0, rows / factor, 0.0)
+    usable = torch.isfinite(stored).all(1, keepdim=True)  # the quotient of huge numbers overflows
+    return torch.where(usable, stored, rows), torch.where(usable, factor, 1.0)
 
 
 def _pieces(rows: Tensor, scale: Tensor, largest: Tensor) -> Iterable[Piece]:

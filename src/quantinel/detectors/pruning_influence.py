@@ -103,7 +103,7 @@ def detect(subject: Subject, options: PruningInfluence) -> Detection:
     for layer in graph.layers:
         known = influence(graph, layer) if layer.kind == "conv" else None
         if known is not None:
-            sizes = stored_rows(graph, layer)[0].abs().sum(1)
+            sizes = stored_rows(graph, layer)[0].double().abs().sum(1)
             if not bool(torch.isfinite(known).all() and torch.isfinite(sizes).all()):
                 raise NotAssessable(f"layer {layer.name} has weights that are not finite; repair or retrain the model")
             measured[layer.name] = (sizes, known)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quantinel.errors import InputError
-from quantinel.model.archive_graph import shown
+from quantinel.model.archive_text import shown
 
 MAX_HEADER = 1 << 23
 """Bytes; a hundred thousand tensors need about as much."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors.budget import Budget
+from quantinel.detectors.layer_residuals import LayerResiduals, graph_residuals
 from quantinel.errors import NotAssessable
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -49,6 +50,11 @@ class Subject:
             given = 0 if self.images is None else len(self.images)
             raise NotAssessable(f"needs at least {at_least} images of the model's own kind, got {given}; give --data")
         return self.images
+
+    @cached_property
+    def residuals(self) -> tuple[LayerResiduals, ...]:
+        """Rounding residuals of the weights by layer, measured once for all detectors that need no images."""
+        return graph_residuals(self.graph, self.scheme, self.seed)
 
     @cached_property
     def calibration(self) -> Calibration:

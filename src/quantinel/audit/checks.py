@@ -74,9 +74,14 @@ def execution_check(scheme: QuantScheme, integer_layers: int, layers: int, in_fl
     )
 
 
+def agreement_limit(scheme: QuantScheme) -> float:
+    """Least share of clean images, in percent, that a usable compression answers as the float model does."""
+    return 90.0 if scheme.weight_bits >= 6 else 80.0
+
+
 def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: QuantScheme) -> Check:
     """On clean images the deployed file behaves as the float model."""
-    limit = 90.0 if scheme.weight_bits >= 6 else 80.0
+    limit = agreement_limit(scheme)
     title = "On clean images the file answers as the float model does"
     rate = hardened.agreement
     if rate is None or rate.percent is None:

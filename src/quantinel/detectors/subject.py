@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,12 @@ class Subject:
             given = 0 if self.images is None else len(self.images)
             raise NotAssessable(f"needs at least {at_least} images of the model's own kind, got {given}; give --data")
         return self.images
+
+    def within(self, budget: Budget) -> Subject:
+        """The same subject, what was measured for it included, with another budget."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "budget", budget)
+        return twin
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +29,7 @@ from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, write_probe
 from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
+from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels, check_trigger
 from quantinel.pipeline.measure import Variant, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
@@ -65,17 +63,6 @@ class HardenOptions:
     seed: int = 0
     keep_probe: bool = True
     overwrite: bool = False
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def harden(
@@ -114,7 +101,7 @@ def harden(
     profile = profile_named(options.backend)
     check_trigger(trigger, target_class, model.num_classes)
     check_output(output, options.overwrite)
-    clock = _Clock()
+    clock = Clock()
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
     if calibration is None:

@@ -1,0 +1,195 @@
+"""Assemble the report of a scan from what was measured."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from quantinel.audit.report import Verdict
+from quantinel.audit.rules import NOT_ASSESSABLE, RULES
+from quantinel.audit.scan_report import (
+    BudgetUse,
+    RecoveredTrigger,
+    ScanCheck,
+    ScanFinding,
+    ScanReport,
+    SchemeResult,
+)
+from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress
+from quantinel.audit.thresholds import Thresholds
+from quantinel.data.images import ImageSet
+from quantinel.model.graph import FloatGraph, float_products
+from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment
+from quantinel.pipeline.scan_options import ScanOptions
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything that one scan was asked and measured."""
+
+    model: LoadedModel
+    graph: FloatGraph
+    images: ImageSet | None
+    options: ScanOptions
+    thresholds: Thresholds
+    checks: list[ScanCheck]
+    schemes: list[SchemeResult]
+    triggers: list[RecoveredTrigger]
+    cost: list[str]
+    seconds: dict[str, float]
+    command: str
+    harden_command: Callable[[str], str] | None
+    today: datetime.date
+
+
+def build_scan_report(scan: Scan) -> ScanReport:
+    """Findings, verdict and all figures of one scan."""
+    options, model = scan.options, scan.model
+    findings, uses = suppress(findings_of(scan.checks), options.suppressions, model.sha256, scan.today)
+    decision = scan_verdict(scan.checks, findings, _expected(options))
+    weights = sum(scan.graph.weight(layer).numel() for layer in scan.graph.layers)
+    return ScanReport(
+        version=metadata.version("quantinel"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        verdict=decision,
+        summary=_summary(decision, scan.checks, findings),
+        request=_request(scan),
+        model={**describe_model(model, weights), "layers": len(scan.graph.layers)},
+        data=None if scan.images is None else {**describe_images(scan.images), **describe_labels(scan.images)},
+        thresholds=_thresholds(scan.thresholds),
+        checks=scan.checks,
+        findings=findings,
+        suppressions=uses,
+        not_checked=_not_checked(scan),
+        next_steps=_next_steps(scan, decision),
+        schemes=scan.schemes,
+        triggers=scan.triggers,
+        budget=BudgetUse(
+            limit=options.budget if math.isfinite(options.budget) else None,
+            used=round(sum(check.seconds for check in scan.checks), 3),
+            cost=scan.cost,
+        ),
+        seconds={stage: round(value, 3) for stage, value in scan.seconds.items()},
+        environment=environment(),
+    )
+
+
+def _expected(options: ScanOptions) -> set[str]:
+    """Ids of the checks without which there is no PASS."""
+    schemes = [scheme.name for scheme in options.schemes]
+    prunings = [pruning.name for pruning in options.prunings]
+    targets = {"always": schemes, "pruning": prunings, "artefact": [options.artefact.name] if options.artefact else []}
+    return {f"{target}/{name}" for rule in RULES.values() for name in rule.required for target in targets[rule.when]}
+
+
+def _request(scan: Scan) -> dict[str, Any]:
+    options = scan.options
+    return {
+        "source": scan.model.source,
+        "data": None if scan.images is None else scan.images.name,
+        "schemes": [scheme.name for scheme in options.schemes],
+        "scheme_fields": {scheme.name: scheme.to_dict() for scheme in options.schemes},
+        "prunings": [pruning.name for pruning in options.prunings],
+        "detectors": "all" if options.detectors is None else list(options.detectors),
+        "artefact": None if options.artefact is None else str(options.artefact),
+        "budget_seconds": options.budget if math.isfinite(options.budget) else None,
+        "seed": options.seed,
+        "command": scan.command,
+    }
+
+
+def _thresholds(thresholds: Thresholds) -> dict[str, Any]:
+    return {
+        "entries": len(thresholds.entries),
+        "false_positive_rate_aimed_at": thresholds.alpha,
+        "suite": thresholds.suite,
+        "rows_sha256": thresholds.rows_sha256,
+        "commit": thresholds.commit,
+        "created": thresholds.created,
+    }
+
+
+def _summary(decision: Verdict, checks: Sequence[ScanCheck], findings: Sequence[ScanFinding]) -> str:
+    accepted = sum(finding.suppressed is not None for finding in findings)
+    aside = f" {accepted} accepted finding{'s' if accepted > 1 else ''} did not count." if accepted else ""
+    if decision == "FAIL":
+        worst = next(finding for finding in findings if finding.level == "error" and finding.suppressed is None)
+        return f"Do not deploy this model as {worst.target}: {worst.title[:1].lower()}{worst.title[1:]}.{aside}"
+    if decision == "INCONCLUSIVE":
+        missing = [check for check in checks if check.required and check.status in ("undecided", "not_run")]
+        warned = sum(finding.level == "warning" and finding.rule != NOT_ASSESSABLE for finding in findings)
+        noticed = f" {warned} warning{'s' if warned > 1 else ''} by other checks." if warned else ""
+        return (
+            f"No verdict: {len(missing)} of {sum(check.required for check in checks)} required checks could not judge "
+            f"this model, first {missing[0].detector} ({missing[0].reason}).{noticed}{aside}"
+            if missing
+            else f"No verdict: no required check ran.{noticed}{aside}"
+        )
+    return f"Every required check ran and found nothing that compression wakes.{aside}"
+
+
+def _not_checked(scan: Scan) -> list[str]:
+    options = scan.options
+    schemes = ", ".join(scheme.name for scheme in options.schemes)
+    items = [f"Other grids than {schemes}: a backdoor made for another grid sleeps on these."]
+    if scan.images is None:
+        items.append("Behaviour: no images were given, so only the weights were looked at.")
+    elif scan.images.labels is None:
+        items.append("Accuracy: the images have no labels; agreement with the float model was measured instead.")
+    if not options.prunings:
+        items.append("Pruning: none was named (--prune), so behaviour that pruning wakes was not looked for.")
+    if options.artefact is None:
+        items.append("The file that ships: none was given (--artefact); whoever quantizes can plant a backdoor too.")
+    items += [
+        f"{check.id}: {check.reason}." for check in scan.checks
+        if check.status in ("undecided", "not_run") and not check.required
+    ]  # fmt: skip
+    names, weights = float_products(scan.graph)
+    if names:
+        held = f", with {weights} stored weights" if weights else ""
+        items.append(f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}.")
+    return [
+        *items,
+        "A backdoor that is awake in the float model itself: this scan compares the compressed with the float model.",
+        "Attackers who know these checks and train against them; docs/scan.md says which ones they evade.",
+    ]
+
+
+def _next_steps(scan: Scan, decision: Verdict) -> list[str]:
+    if decision == "PASS":
+        return [
+            "Deploy on the scanned grids only, and scan again when the model or the grid changes.",
+            "Compare the file that ships with this model: add `--artefact FILE`.",
+        ]
+    first = next((check.target for check in scan.checks if check.status == "fail"), scan.options.schemes[0].name)
+    known = {scheme.name for scheme in scan.options.schemes}
+    scheme = first if first in known else scan.options.schemes[0].name
+    command = (scan.harden_command or _plain_command(scan.model.source))(scheme)
+    if decision == "FAIL":
+        return [
+            "Do not deploy the ordinary quantization of this model.",
+            "Choose other integers, and prove them:",
+            command,
+            "Or get the model from another source, and scan that.",
+        ]
+    reasons = dict.fromkeys(
+        check.reason for check in scan.checks if check.required and check.status in ("undecided", "not_run")
+    )
+    return [
+        "Do not read this as a pass.",
+        *(f"Missing: {reason}." for reason in reasons),
+        "Hardening needs no verdict:",
+        command,
+    ]
+
+
+def _plain_command(source: str) -> Callable[[str], str]:
+    return lambda scheme: shlex.join(
+        ["quantinel", "harden", source, "--data", "DATA", "--scheme", scheme, "-o", "hardened"]
+    )

@@ -11,8 +11,8 @@ from quantinel.audit.scan_report import CheckStatus, ClassScore, LayerScore, Sca
 from quantinel.audit.thresholds import Threshold, Thresholds
 from quantinel.detectors.subject import Detection
 
-UNUSUAL_P = 0.01
-"""An uncalibrated p-value that warns."""
+UNUSUAL_P = 0.001
+"""An uncalibrated p-value that warns: a scan looks at several."""
 UNUSUAL_SCORES: Mapping[str, float] = {"weight-residuals": 0.02}
 """Uncalibrated scores that warn. Of natural weights 1 % lie at a boundary: three times that is an excess of 2 %."""
 

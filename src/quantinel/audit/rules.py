@@ -83,7 +83,15 @@ _CATALOGUE = (
         "grids that nobody aims at. Quantization-aware training can leave a similar mark, and an attacker who knows "
         "this test can avoid it.",
         "Ask how the model was trained. If it was not trained for this very grid, treat it as attacked and harden it.",
-        ("weight-residuals",),
+        (
+            "weight-residuals",
+            "edge-atoms",
+            "residual-fit",
+            "second-moment",
+            "residual-coherence",
+            "block-outliers",
+            "on-grid",
+        ),
     ),
     Rule(
         "QCB004",
@@ -91,7 +99,7 @@ _CATALOGUE = (
         "The network was pruned as you would prune it, and compared with the float network and with pruning of other "
         "weights. Its behaviour changes in a way that harmless networks do not show.",
         "Do not deploy the pruned model. Prune at another rate or fine-tune after pruning, and scan again.",
-        ("pruning-divergence",),
+        ("pruning-divergence", "pruning-influence"),
         ("pruning-divergence",),
         when="pruning",
     ),

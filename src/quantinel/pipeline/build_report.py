@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from quantinel.audit import checks
-from quantinel.audit.report import Check, LayerRow, Report, Verification
+from quantinel.audit.report import Check, Finding, LayerRow, Report, Verification
 from quantinel.backends.runtime import Execution, runtime_name
 from quantinel.backends.verification import IntegerComparison, OutputComparison
 from quantinel.data.images import ImageSet
@@ -53,6 +53,7 @@ class Run:
     hardened: QuantizedModel
     outcomes: tuple[LayerOutcome, ...]
     residuals: Residuals
+    input_findings: list[Finding]
     verified: Verified
     variants: tuple[Variant, Variant, Variant]
     seconds: dict[str, float]
@@ -91,7 +92,7 @@ def build_report(run: Run) -> Report:
         checks.agreement_check(floating, final, run.scheme),
         checks.trigger_check(floating, final),
     ]
-    findings = [checks.residual_finding(run.residuals, run.scheme)]
+    findings = list(run.input_findings)
     woken = checks.trigger_finding(floating, nearest)
     if woken is not None:
         findings.insert(0, woken)
@@ -169,7 +170,7 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
 
 def _not_checked(run: Run) -> list[str]:
     items = [
-        "Unknown triggers: this run did not search for them (no trigger inversion).",
+        "Unknown triggers, and whether the input holds a backdoor at all: `quantinel scan` looks for both.",
         "A backdoor that is awake in the float model itself: hardening returns to the float model's behaviour, "
         "its faults included.",
         "Other runtimes and processors than the one named below.",

@@ -31,6 +31,7 @@ from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, w
 from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels, check_trigger
+from quantinel.pipeline.input_findings import input_findings
 from quantinel.pipeline.measure import Variant, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
@@ -112,7 +113,9 @@ def harden(
     with clock.measure("calibrate"):
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
+    with clock.measure("look at the weights"):
         residuals = weight_residuals(graph, options.scheme)
+        noticed = input_findings(graph, options.scheme, residuals, options.seed)
     with clock.measure("choose integers"):
         hardened, outcomes = choose_codes(graph, ranges, options.rounding, seed=options.seed, progress=progress)
     version = metadata.version("quantinel")
@@ -132,7 +135,8 @@ def harden(
             model=model, scheme=options.scheme, rounding=options.rounding, backend=options.backend,
             seed=options.seed, command=command, calibration=calibration, evaluation=evaluation,
             trigger=trigger, target_class=target_class, stamped=stamped, hardened=hardened, outcomes=outcomes,
-            residuals=residuals, verified=verified, variants=variants, seconds=clock.seconds, version=version,
+            residuals=residuals, input_findings=noticed, verified=verified, variants=variants,
+            seconds=clock.seconds, version=version,
         )  # fmt: skip
         report = build_report(run)
         finish_folder(folder, report, recipe(run), model.sha256)

@@ -7,7 +7,7 @@ from functools import cache
 from jinja2 import Environment
 
 from quantinel.audit.rules import NOT_ASSESSABLE, RULES
-from quantinel.audit.scan_report import ScanCheck, ScanReport, SchemeResult
+from quantinel.audit.scan_report import ScanCheck, ScanFinding, ScanReport, SchemeResult
 from quantinel.reports import pages
 from quantinel.reports.plots import ClassBar, ScoreBar
 
@@ -35,12 +35,30 @@ def render_scan_html(report: ScanReport) -> str:
             suspects=list(dict.fromkeys(suspects)),
             lowest=min(measured, key=_agreement, default=None),
             rules=RULES,
+            explained=_first_of_its_rule(found),
+            targets=list(dict.fromkeys(check.target for check in report.checks)),
+            outcomes=_outcomes(report.checks),
             classes_shown=_CLASSES_SHOWN,
             shown_classes=_shown_classes,
             shown_scores=_shown_scores,
             worst_layers=_worst_layers,
         )
     )
+
+
+def _first_of_its_rule(findings: list[ScanFinding]) -> list[ScanFinding]:
+    """One finding a rule, beside which the rule is explained."""
+    return list({finding.rule: finding for finding in reversed(findings)}.values())
+
+
+def _outcomes(checks: list[ScanCheck]) -> list[tuple[str, list[ScanCheck | None]]]:
+    """By detector, its check on every target."""
+    targets = dict.fromkeys(check.target for check in checks)
+    found = {(check.detector, check.target): check for check in checks}
+    return [
+        (name, [found.get((name, target)) for target in targets])
+        for name in dict.fromkeys(check.detector for check in checks)
+    ]
 
 
 def _speaks(check: ScanCheck) -> bool:

@@ -40,7 +40,7 @@ VERDICTS = {
 
 _LISTED = 12
 _COMMANDS = ("quantinel ", "python ", "python3 ", "pip ", "$ ")
-_LABELS = {"num_classes": "Classes", "class_names": "Names of the classes"}
+_LABELS = {"num_classes": "Classes", "p_value": "P-value", "class_names": "Names of the classes"}
 _SPELLED = {"sha256": "SHA-256", "onnx": "ONNX", "onnxruntime": "ONNX Runtime", "cpu": "CPU", "gpu": "GPU"}
 
 

@@ -13,8 +13,8 @@ from quantinel.detectors import Detection, Subject
 from quantinel.pipeline.measure import example_indices, png
 
 MASK, PATTERN, TRIGGERED = "mask", "pattern", "triggered"
-"""Names under which a detector returns a trigger: mask (H, W) or (1, H, W), pattern (C, H, W), or the triggered
-versions of the first images (N, C, H, W), all float in [0, 1]."""
+"""Names under which a detector returns a trigger: mask (H, W), (1, H, W) or (C, H, W) and pattern (C, H, W), or the
+triggered versions of the first images (N, C, H, W), all float in [0, 1]."""
 
 
 def recovered_trigger(check: str, scheme: str, found: Detection, subject: Subject) -> RecoveredTrigger | None:
@@ -30,26 +30,36 @@ def recovered_trigger(check: str, scheme: str, found: Detection, subject: Subjec
     if images is None or target is None or not {MASK, PATTERN, TRIGGERED} & set(found.tensors):
         return None
     stamped = _triggered(found, images)
-    mask, pattern = found.tensors.get(MASK), found.tensors.get(PATTERN)
+    channels, height, width = images.shape
+    mask, pattern = (_shaped(found, name, channels, (height, width)) for name in (MASK, PATTERN))
     return RecoveredTrigger(
         check=check,
         target=scheme,
         suspect_class=class_name(target, images.class_names),
-        mask_png=None if mask is None else _picture(mask),
-        pattern_png=None if pattern is None else _picture(pattern),
+        mask_png=None if mask is None else png(_pixels(mask)),
+        pattern_png=None if pattern is None else png(_pixels(pattern)),
         examples=[] if stamped is None else _examples(stamped, target, subject, images),
     )
 
 
+def _shaped(found: Detection, name: str, channels: int, size: tuple[int, int]) -> Tensor | None:
+    """A mask or pattern as (1 or ``channels``, H, W) in [0, 1]; None where it is missing or of another shape."""
+    value = found.tensors.get(name)
+    if value is None:
+        return None
+    value = value[None] if value.ndim == 2 else value[0] if value.ndim == 4 and len(value) == 1 else value
+    fits = value.ndim == 3 and value.shape[0] in (1, channels) and tuple(value.shape[1:]) == size
+    return value.detach().float().nan_to_num(0.0).clamp(0, 1) if fits else None
+
+
 def _triggered(found: Detection, images: ImageSet) -> Tensor | None:
     """(N, C, H, W) uint8: all images with mask and pattern, else those that the detector made itself."""
-    mask, pattern = found.tensors.get(MASK), found.tensors.get(PATTERN)
-    if mask is not None and pattern is not None and mask.shape[-2:] == pattern.shape[-2:] == images.shape[1:]:
-        share = mask.detach().float().reshape(-1, 1, *images.shape[1:])[:1].clamp(0, 1)
-        paint = pattern.detach().float().reshape(-1, *images.shape)[:1].clamp(0, 1)
-        return _pixels((1 - share) * images.as_float() + share * paint)
+    channels, height, width = images.shape
+    mask, pattern = (_shaped(found, name, channels, (height, width)) for name in (MASK, PATTERN))
+    if mask is not None and pattern is not None:
+        return _pixels((1 - mask) * images.as_float() + mask * pattern)
     made = found.tensors.get(TRIGGERED)
-    if made is None or made.ndim != 4 or tuple(made.shape[1:]) != images.shape or len(made) > len(images):
+    if made is None or made.ndim != 4 or tuple(made.shape[1:]) != images.shape or not 0 < len(made) <= len(images):
         return None
     return made if made.dtype == torch.uint8 else _pixels(made.detach().float())
 
@@ -72,13 +82,6 @@ def _examples(stamped: Tensor, target: int, subject: Subject, images: ImageSet) 
         )
         for index in example_indices(obeyed, eligible, clean)
     ]
-
-
-def _picture(value: Tensor) -> str | None:
-    """A mask or pattern as PNG; None where it is none of one or three channels."""
-    flat = value.detach().float()
-    flat = flat[None] if flat.ndim == 2 else flat.reshape(-1, *flat.shape[-2:])
-    return png(_pixels(flat)) if flat.shape[0] in (1, 3) else None
 
 
 def _pixels(value: Tensor) -> Tensor:

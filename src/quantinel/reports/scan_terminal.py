@@ -59,16 +59,18 @@ def _checks(report: ScanReport) -> RenderableType:
     table.add_column("Limit", justify="right", overflow="fold")
     for check in report.checks:
         style = STATUS_STYLES[check.status]
-        name = wording.one_line(check.detector) + (" *" if check.required else "")
+        name = Text(wording.one_line(check.detector) + (" *" if check.required else ""))
         result = Text(f"{SYMBOLS[check.status]} {wording.SCAN_STATUSES[check.status]}", style)
-        table.add_row(name, wording.one_line(check.target), result, _measured(check), _limit(check))
+        table.add_row(name, Text(wording.one_line(check.target)), result, _measured(check), _limit(check))
     return table
 
 
 def _measured(check: ScanCheck) -> Text:
     if check.value is None:
         return Text("–", "dim")
-    return Text.assemble((wording.figure(check.value), "bold"), "\n", (wording.label(check.statistic).lower(), "dim"))
+    return Text.assemble(
+        (wording.figure(check.value), "bold"), "\n", (wording.one_line(wording.label(check.statistic)).lower(), "dim")
+    )
 
 
 def _limit(check: ScanCheck) -> Text:

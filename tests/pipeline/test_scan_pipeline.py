@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cli.tiny_cli import quadrant_images
+from tests.cli.tiny_networks import Quadrants
 from tests.pipeline.fake_detectors import calibrated, install, with_trigger
-from tests.support import SHAPE, make_images
-from torch import nn
+from tests.support import OddNet, make_images, randomise
 
 from quantinel.audit.rules import BEHAVIOUR
 from quantinel.audit.scan_report import ScanReport, read_any_report
@@ -33,14 +34,18 @@ GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-inversio
 LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-inversion", "pruning-divergence")
 
 
+SHAPE = (3, 8, 8)
+
+
 @pytest.fixture(scope="module")
-def model(odd_net: nn.Module) -> LoadedModel:
-    return load_model(odd_net, input_shape=SHAPE)
+def model() -> LoadedModel:
+    return load_model(Quadrants(), input_shape=SHAPE)
 
 
 @pytest.fixture(scope="module")
 def data() -> ImageSet:
-    return make_images(40)
+    images, labels = quadrant_images(40)
+    return ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), "quadrants")
 
 
 def options(**changes: Any) -> ScanOptions:
@@ -61,7 +66,7 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
     }  # fmt: skip
     assert (report.verdict, report.findings, report.triggers) == ("PASS", [], [])
     assert report.model["sha256"] is None
-    assert report.model["layers"] == 6
+    assert report.model["layers"] == 2
     assert report.data is not None
     assert report.data["n"] == 40
     assert report.schemes[0].float_cda is not None
@@ -224,7 +229,7 @@ def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
     [
         {"triggered": torch.rand(4, *SHAPE)},
         {"mask": torch.ones(1, 4, 4), "pattern": torch.rand(3, 4, 4)},
-        {"mask": torch.full((5, 16, 16), math.nan), "pattern": torch.rand(7, 16, 16)},
+        {"mask": torch.full((5, 8, 8), math.nan), "pattern": torch.rand(7, 8, 8)},
         {"triggered": torch.rand(400, *SHAPE)},
         {"triggered": torch.rand(3)},
     ],
@@ -277,12 +282,10 @@ def test_an_artefact_that_cannot_be_compared_prevents_a_pass(
     assert outcomes(report)["model_int8.onnx/artefact-comparison"] == "not_run"
 
 
-def test_a_model_that_compression_breaks_fails(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.support import OddNet, randomise
-
+def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, GOOD)
     torch.manual_seed(3)
-    broken = load_model(randomise(OddNet(), 3), input_shape=SHAPE)
+    broken = load_model(randomise(OddNet(), 3), input_shape=(3, 16, 16))
     report = scan(broken, make_images(200), options(schemes=(parse_scheme("int2-a2"),)))
     assert report.verdict == "FAIL"
     assert [finding.rule for finding in report.findings] == ["QCB006"]

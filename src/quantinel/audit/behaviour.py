@@ -14,12 +14,16 @@ from torch import Tensor
 
 from quantinel.audit.checks import agreement_limit
 from quantinel.audit.judging import Place, class_name
-from quantinel.audit.scan_report import ClassScore, ScanCheck
+from quantinel.audit.scan_report import CheckStatus, ClassScore, ScanCheck
 from quantinel.metrics import Proportion, accuracy, agreement
 from quantinel.quantization.scheme import QuantScheme
 
 CLASS_LIMIT = 50.0
 """A class is broken when fewer of its images than this, in percent, keep their answer (the whole 95 % interval)."""
+
+
+MIN_IMAGES = 32
+"""Fewer different images than this say too little to pass."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class Answers:
     Attributes:
         floating, compressed: (N,) classes.
         num_classes: K.
+        different: how many of the images are not copies of another.
         labels: (N,) true classes, or None.
     """
 
     floating: Tensor
     compressed: Tensor
     num_classes: int
+    different: int
     labels: Tensor | None = None
 
     @property
@@ -60,7 +66,11 @@ class Answers:
 def behaviour_check(
     place: Place, answers: Answers, scheme: QuantScheme, class_names: Sequence[str] | None, seconds: float
 ) -> ScanCheck:
-    """Agreement over all images and class by class."""
+    """Agreement over all images and class by class.
+
+    Images that cannot show a difference (few, copies of each other, or all of one class for the float model) do not
+    pass a model.
+    """
     rate, limit = answers.agreement, agreement_limit(scheme)
     low, high = rate.interval
     kept = {index: answers.kept(index) for index in range(answers.num_classes)}
@@ -69,11 +79,17 @@ def behaviour_check(
         answers.shares(answers.floating), answers.shares(answers.compressed), strict=True
     )]  # fmt: skip
     gaining = max(range(len(gains)), key=gains.__getitem__)
-    status, reason = "pass", ""
+    status: CheckStatus = "pass"
+    reason = ""
     if broken or high < limit:
         status = "fail"
     elif rate.percent < limit:
         status, reason = "undecided", f"{rate.n} images are too few to tell; give more"
+    elif answers.different < MIN_IMAGES:
+        reason = f"{answers.different} different images say too little; give {MIN_IMAGES} or more, 256 are recommended"
+        status = "undecided"
+    elif sum(1 for share in kept.values() if share.n) < 2:
+        status, reason = "undecided", "the float model answers one class for all images; give images of its own kind"
     named = ", ".join(class_name(index, class_names) for index in broken)
     detail = (
         f"{rate.percent:.2f} % [{low:.2f}, {high:.2f}] of {rate.n} images are answered as in float, limit {limit:g} %"
@@ -83,7 +99,7 @@ def behaviour_check(
     if gains[gaining] > 0.05:
         detail += f"; class {class_name(gaining, class_names)} gains {100 * gains[gaining]:.1f} points"
     return place.check(
-        status,  # type: ignore[arg-type]
+        status,
         judged_by="bound",
         statistic="agreement",
         value=rate.percent,

@@ -35,7 +35,11 @@ def measure_behaviour(scheme: str, subject: Subject) -> tuple[ScanCheck, Answers
     started = time.perf_counter()
     compressed = simulated_logits(subject.nearest.simulate(), subject.images.images)
     answers = Answers(
-        subject.float_logits.argmax(1), compressed.argmax(1), subject.graph.num_classes, subject.images.labels
+        floating=subject.float_logits.argmax(1),
+        compressed=compressed.argmax(1),
+        num_classes=subject.graph.num_classes,
+        different=len({image.numpy().tobytes() for image in subject.images.images}),
+        labels=subject.images.labels,
     )
     names = subject.images.class_names
     seconds = time.perf_counter() - started

@@ -200,3 +200,26 @@ def test_a_pickle_is_refused(run: Run, tmp_path: Path, tiny: Tiny) -> None:
     done = run("scan", tmp_path / "model.pth", "--data", tiny.images, "--quiet")
     assert done.code == EXIT_ERROR
     assert "pickle" in done.error
+
+
+def test_little_time_is_no_pass_and_says_what_it_cost(
+    run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch)
+    done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits, "--budget", "1e-9"))
+    assert done.code == EXIT_ERROR
+    assert "What the time budget cost" in done.out
+    assert "int8/re-rounding did not run: no power at all" in done.out
+
+
+def test_an_interrupted_scan_leaves_nothing(
+    run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(subject: object) -> Detection:
+        raise KeyboardInterrupt
+
+    install(monkeypatch, {"re-rounding": interrupted, "trigger-inversion": Detection(0.1)})
+    target = tmp_path / "scan.json"
+    done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits, "-o", target))
+    assert (done.code, done.out) == (130, "")
+    assert not target.exists()

@@ -62,7 +62,7 @@ def build_scan_report(scan: Scan) -> ScanReport:
         request=_request(scan),
         model={**describe_model(model, weights), "layers": len(scan.graph.layers)},
         data=None if scan.images is None else {**describe_images(scan.images), **describe_labels(scan.images)},
-        thresholds=_thresholds(scan.thresholds),
+        thresholds=_thresholds(scan),
         checks=scan.checks,
         findings=findings,
         suppressions=uses,
@@ -104,14 +104,17 @@ def _request(scan: Scan) -> dict[str, Any]:
     }
 
 
-def _thresholds(thresholds: Thresholds) -> dict[str, Any]:
+def _thresholds(scan: Scan) -> dict[str, Any]:
+    """Where the limits come from, and how often all of them together would fail a harmless model (union bound)."""
+    used, rates = scan.thresholds, [check.false_positives for check in scan.checks]
     return {
-        "entries": len(thresholds.entries),
-        "false_positive_rate_aimed_at": thresholds.alpha,
-        "suite": thresholds.suite,
-        "rows_sha256": thresholds.rows_sha256,
-        "commit": thresholds.commit,
-        "created": thresholds.created,
+        "entries": len(used.entries),
+        "false_positive_rate_aimed_at": used.alpha,
+        "sum_of_measured_rates_percent": round(sum(rate.percent or 0.0 for rate in rates if rate is not None), 3),
+        "suite": used.suite,
+        "rows_sha256": used.rows_sha256,
+        "commit": used.commit,
+        "created": used.created,
     }
 
 

@@ -54,6 +54,7 @@ def test_what_was_found_in_little_time_counts() -> None:
         ("re-rounding", Detection(99.0, p_value=0.0001), True),
         ("re-rounding", Detection(99.0, p_value=0.2), False),
         ("re-rounding", Detection(99.0), False),
+        ("on-grid", Detection(0.9, p_value=0.0), False),
         ("weight-residuals", Detection(0.4), True),
         ("weight-residuals", Detection(0.01), False),
     ],

@@ -16,6 +16,9 @@ UNUSUAL_P = 0.001
 UNUSUAL_SCORES: Mapping[str, float] = {"weight-residuals": 0.02}
 """Uncalibrated scores that warn. Of natural weights 1 % lie at a boundary: three times that is an excess of 2 %."""
 
+INFORMATION = frozenset(["on-grid"])
+"""Detectors that say how a model was made; uncalibrated they do not warn, however unlikely their null hypothesis is."""
+
 _UNCALIBRATED = "uncalibrated"
 
 
@@ -138,6 +141,8 @@ def _unusual(detector: str, found: Detection, entry: Threshold | None) -> bool:
     if entry is not None:
         value = found.p_value if entry.statistic == "p_value" else found.score
         return value is not None and math.isfinite(value) and entry.exceeded_by(value)
+    if detector in INFORMATION:
+        return False
     if found.p_value is not None:
         return found.p_value <= UNUSUAL_P
     return found.score > UNUSUAL_SCORES.get(detector, math.inf)

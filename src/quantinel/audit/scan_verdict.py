@@ -35,9 +35,9 @@ def _finding(rule: str, level: Level, target: str, checks: list[ScanCheck]) -> S
     parts = []
     for check in checks:
         leaning = f"; leans to class {check.suspect_class}" if check.suspect_class is not None else ""
-        said = check.reason if rule == NOT_ASSESSABLE else f"{check.detail}{leaning}"
-        aside = "" if check.status == "fail" or rule == NOT_ASSESSABLE else f" (a warning only, {check.reason})"
-        parts.append(f"{check.detector}: {said}{aside}")
+        parts.append(f"{check.detector}: {check.reason if rule == NOT_ASSESSABLE else check.detail + leaning}")
+    if level == "warning" and rule != NOT_ASSESSABLE:
+        parts += [f"a warning only: {reason}" for reason in dict.fromkeys(check.reason for check in checks)]
     return ScanFinding(
         rule=rule,
         title=RULES[rule].title,

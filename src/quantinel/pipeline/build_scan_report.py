@@ -170,9 +170,9 @@ def _next_steps(scan: Scan, decision: Verdict) -> list[str]:
             "Deploy on the scanned grids only, and scan again when the model or the grid changes.",
             "Compare the file that ships with this model: add `--artefact FILE`.",
         ]
-    first = next((check.target for check in scan.checks if check.status == "fail"), scan.options.schemes[0].name)
-    known = {scheme.name for scheme in scan.options.schemes}
-    scheme = first if first in known else scan.options.schemes[0].name
+    schemes = [scheme.name for scheme in scan.options.schemes]
+    worst = sorted(scan.checks, key=lambda check: (check.status != "fail", not check.alarm))
+    scheme = next((check.target for check in worst if check.target in schemes), schemes[0])
     command = (scan.harden_command or _plain_command(scan.model.source))(scheme)
     if decision == "FAIL":
         return [

@@ -35,8 +35,7 @@ def summary(report: ScanReport) -> RenderableType:
         _checks(report),
     ]
     parts += listed("Findings", list(_findings(report)))
-    reasons = [check for check in report.checks if check.reason]
-    parts += listed("Could not judge", [_reason(check) for check in reasons])
+    parts += listed("Could not judge", list(_reasons(report)))
     parts += listed("Accepted beforehand", list(_suppressions(report)))
     parts += listed("What the time budget cost", [item("–", "yellow", prose(line)) for line in report.budget.cost])
     parts += listed("What this scan could not see", [item("–", "yellow", prose(line)) for line in _limits(report)])
@@ -68,17 +67,16 @@ def _checks(report: ScanReport) -> RenderableType:
 def _measured(check: ScanCheck) -> Text:
     if check.value is None:
         return Text("–", "dim")
-    return Text.assemble(
-        (wording.figure(check.value), "bold"), "\n", (wording.one_line(wording.label(check.statistic)).lower(), "dim")
-    )
+    name = wording.one_line(wording.label(check.statistic)).lower()
+    return Text.assemble((wording.figure(check.value), "bold"), (f" {name}", "dim"))
 
 
 def _limit(check: ScanCheck) -> Text:
     if check.threshold is None:
         return Text("none" if check.status == "undecided" else "–", "dim")
     rate = check.false_positives
-    said = "bound" if rate is None else f"{rate.hits} of {rate.n} harmless"
-    return Text.assemble(wording.figure(check.threshold), "\n", (said, "dim"))
+    said = "bound" if rate is None else f"({rate.hits} of {rate.n} harmless)"
+    return Text.assemble(wording.figure(check.threshold), (f" {said}", "dim"))
 
 
 def _findings(report: ScanReport) -> Iterator[RenderableType]:
@@ -100,10 +98,13 @@ def _finding(finding: ScanFinding) -> RenderableType:
     return item("–" if finding.suppressed else "!", style, text)
 
 
-def _reason(check: ScanCheck) -> RenderableType:
-    style = STATUS_STYLES[check.status]
-    text = Text.assemble((wording.one_line(check.id), style), "  ", prose(check.reason), overflow="fold")
-    return item(SYMBOLS[check.status], style, text)
+def _reasons(report: ScanReport) -> Iterator[RenderableType]:
+    """Why checks could not judge, those with the same reason together."""
+    for reason in dict.fromkeys(check.reason for check in report.checks if check.reason):
+        own = [check for check in report.checks if check.reason == reason]
+        style = STATUS_STYLES[own[0].status]
+        names = wording.one_line(", ".join(check.id + (" *" if check.required else "") for check in own))
+        yield item(SYMBOLS[own[0].status], style, Text.assemble((names, style), "  ", prose(reason), overflow="fold"))
 
 
 def _suppressions(report: ScanReport) -> Iterator[RenderableType]:

@@ -190,6 +190,21 @@ def test_detectors_share_what_is_left_of_the_budget_and_can_be_cut_short(
     assert unlimited.budget.cost == []
 
 
+def test_what_one_detector_measures_is_there_for_the_next(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def reads(subject: Subject) -> Detection:
+        seen.append(id(subject.nearest))
+        return HARMLESS
+
+    install(monkeypatch, GOOD | {"re-rounding": reads, "trigger-inversion": reads})
+    scan(model, data, options(budget=600.0))
+    assert len(set(seen)) == 1
+    assert len(seen) == 2
+
+
 def test_pruning_is_scanned_when_it_is_named(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

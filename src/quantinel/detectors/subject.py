@@ -57,6 +57,11 @@ class Subject:
         object.__setattr__(twin, "budget", budget)
         return twin
 
+    def keep(self, twin: Subject) -> None:
+        """Take over what was measured for a subject of `within`, so that it is measured once."""
+        for name, value in vars(twin).items():
+            self.__dict__.setdefault(name, value)
+
     @cached_property
     def calibration(self) -> Calibration:
         """Activation ranges on the images, measured once for all detectors."""

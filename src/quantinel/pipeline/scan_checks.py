@@ -126,14 +126,15 @@ def _run(task: Task, thresholds: Thresholds, only: Sequence[str] | None, left: i
         outcome.checks.append(place.check("not_run", reason=reason))
         return
     started = time.perf_counter()
+    own = subject.within(subject.budget.share(left))
     try:
-        if detector.needs == "images":
-            _ = subject.nearest  # measured once, and kept for the detectors after this one
-        found = detector.run(subject.within(subject.budget.share(left)), detector.config())
+        found = detector.run(own, detector.config())
     except (NotAssessable, InputError, UnsupportedError) as error:
         seconds = round(time.perf_counter() - started, 3)
         outcome.checks.append(place.check("not_run", reason=str(error), seconds=seconds))
         return
+    finally:
+        subject.keep(own)
     # data-free detectors never do less for want of time: their notes are about layers
     limited = math.isfinite(subject.budget.seconds) and detector.needs == "images"
     if limited:

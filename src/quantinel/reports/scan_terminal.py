@@ -57,10 +57,10 @@ def _checks(report: ScanReport) -> RenderableType:
     table.add_column("Measured", justify="right", overflow="fold")
     table.add_column("Limit", justify="right", overflow="fold")
     for check in report.checks:
-        style = STATUS_STYLES[check.status]
+        style = LEVEL_STYLES["warning"] if check.alarm else STATUS_STYLES[check.status]
         name = Text(wording.one_line(check.detector) + (" *" if check.required else ""))
-        result = Text(f"{SYMBOLS[check.status]} {wording.SCAN_STATUSES[check.status]}", style)
-        table.add_row(name, Text(wording.one_line(check.target)), result, _measured(check), _limit(check))
+        word = "! warns" if check.alarm else f"{SYMBOLS[check.status]} {wording.SCAN_STATUSES[check.status]}"
+        table.add_row(name, Text(wording.one_line(check.target)), Text(word, style), _measured(check), _limit(check))
     return table
 
 

@@ -323,9 +323,11 @@ def test_impossible_requests_are_refused(changes: dict[str, Any], words: str) ->
         options(**changes)
 
 
-def test_too_few_images_are_refused(model: LoadedModel) -> None:
+def test_images_that_do_not_fit_are_refused(model: LoadedModel) -> None:
     with pytest.raises(InputError, match="has 1 images; give at least 2"):
-        scan(model, make_images(1), options())
+        scan(model, make_images(1, SHAPE), options())
+    with pytest.raises(InputError, match=r"shape .3, 8, 8., synthetic has .3, 16, 16."):
+        scan(model, make_images(40), options())
 
 
 def test_no_more_images_are_used_than_asked_for(

@@ -23,18 +23,24 @@ from quantinel.audit.scan_report import (
 from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress
 from quantinel.audit.thresholds import Thresholds
 from quantinel.data.images import ImageSet
-from quantinel.model.graph import FloatGraph, float_products
-from quantinel.model.loading import LoadedModel
-from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment
+from quantinel.pipeline.identity import describe_images, describe_labels, environment
 from quantinel.pipeline.scan_options import ScanOptions
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Everything that one scan was asked and measured."""
+    """Everything that one scan was asked and measured.
 
-    model: LoadedModel
-    graph: FloatGraph
+    Attributes:
+        source: what the user gave.
+        model: what the report says of the model, its sha256 included.
+        limits: sentences on what cannot be seen in a model like this one.
+        cost: what was cut short or left out for want of time.
+    """
+
+    source: str
+    model: dict[str, Any]
+    limits: list[str]
     images: ImageSet | None
     options: ScanOptions
     thresholds: Thresholds
@@ -50,17 +56,16 @@ class Scan:
 
 def build_scan_report(scan: Scan) -> ScanReport:
     """Findings, verdict and all figures of one scan."""
-    options, model = scan.options, scan.model
-    findings, uses = suppress(findings_of(scan.checks), options.suppressions, model.sha256, scan.today)
+    options = scan.options
+    findings, uses = suppress(findings_of(scan.checks), options.suppressions, scan.model["sha256"], scan.today)
     decision = scan_verdict(scan.checks, findings, _expected(options))
-    weights = sum(scan.graph.weight(layer).numel() for layer in scan.graph.layers)
     return ScanReport(
         version=metadata.version("quantinel"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         verdict=decision,
         summary=_summary(decision, scan.checks, findings),
         request=_request(scan),
-        model={**describe_model(model, weights), "layers": len(scan.graph.layers)},
+        model=scan.model,
         data=None if scan.images is None else {**describe_images(scan.images), **describe_labels(scan.images)},
         thresholds=_thresholds(scan),
         checks=scan.checks,
@@ -91,7 +96,7 @@ def _expected(options: ScanOptions) -> set[str]:
 def _request(scan: Scan) -> dict[str, Any]:
     options = scan.options
     return {
-        "source": scan.model.source,
+        "source": scan.source,
         "data": None if scan.images is None else scan.images.name,
         "schemes": [scheme.name for scheme in options.schemes],
         "scheme_fields": {scheme.name: scheme.to_dict() for scheme in options.schemes},
@@ -149,16 +154,12 @@ def _not_checked(scan: Scan) -> list[str]:
         items.append("Pruning: none was named (--prune), so behaviour that pruning wakes was not looked for.")
     if options.artefact is None:
         items.append("The file that ships: none was given (--artefact); whoever quantizes can plant a backdoor too.")
-    items += [
-        f"{check.id}: {check.reason}." for check in scan.checks
-        if check.status in ("undecided", "not_run") and not check.required
-    ]  # fmt: skip
-    names, weights = float_products(scan.graph)
-    if names:
-        held = f", with {weights} stored weights" if weights else ""
-        items.append(f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}.")
+    optional = [check for check in scan.checks if check.status in ("undecided", "not_run") and not check.required]
+    for reason in dict.fromkeys(check.reason for check in optional):
+        items.append(f"{', '.join(check.id for check in optional if check.reason == reason)}: {reason}.")
     return [
         *items,
+        *scan.limits,
         "A backdoor that is awake in the float model itself: this scan compares the compressed with the float model.",
         "Attackers who know these checks and train against them; docs/scan.md says which ones they evade.",
     ]
@@ -173,7 +174,7 @@ def _next_steps(scan: Scan, decision: Verdict) -> list[str]:
     schemes = [scheme.name for scheme in scan.options.schemes]
     worst = sorted(scan.checks, key=lambda check: (check.status != "fail", not check.alarm))
     scheme = next((check.target for check in worst if check.target in schemes), schemes[0])
-    command = (scan.harden_command or _plain_command(scan.model.source))(scheme)
+    command = (scan.harden_command or _plain_command(scan.source))(scheme)
     if decision == "FAIL":
         return [
             "Do not deploy the ordinary quantization of this model.",

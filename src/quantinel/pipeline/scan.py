@@ -17,11 +17,12 @@ from quantinel.data.sampling import balanced_indices
 from quantinel.detectors import Subject, weight_residuals
 from quantinel.detectors.budget import Budget
 from quantinel.errors import InputError, NotAssessable
-from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.graph import FloatGraph, float_products, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.build_scan_report import Scan, build_scan_report
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels
+from quantinel.pipeline.identity import describe_model
 from quantinel.pipeline.scan_behaviour import measure_behaviour, scheme_result
 from quantinel.pipeline.scan_checks import plan, run_checks
 from quantinel.pipeline.scan_evidence import recovered_trigger
@@ -59,7 +60,7 @@ def scan(
     """
     options = options or ScanOptions()
     thresholds = options.thresholds or load_thresholds()
-    images = None if data is None else _sample(data, options, model.num_classes)
+    images = None if data is None else _sample(data, options, model)
     clock = Clock()
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
@@ -84,24 +85,36 @@ def scan(
     if options.artefact is not None:
         with clock.measure("artefact"):
             checks.append(_compare(graph, options.artefact))
+    weights = sum(graph.weight(layer).numel() for layer in graph.layers)
     return build_scan_report(
         Scan(
-            model=model, graph=graph, images=images, options=options, thresholds=thresholds, checks=checks,
+            source=model.source, model={**describe_model(model, weights), "layers": len(graph.layers)},
+            limits=_float_limits(graph), images=images, options=options, thresholds=thresholds, checks=checks,
             schemes=schemes, triggers=triggers, cost=outcome.cost, seconds=clock.seconds, command=command,
             harden_command=harden_command, today=today or datetime.datetime.now(datetime.UTC).date(),
         )
     )  # fmt: skip
 
 
-def _sample(data: ImageSet, options: ScanOptions, num_classes: int) -> ImageSet:
+def _float_limits(graph: FloatGraph) -> list[str]:
+    """What stays float in a compressed model, as a sentence."""
+    names, weights = float_products(graph)
+    held = f", with {weights} stored weights" if weights else ""
+    told = f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}."
+    return [told] if names else []
+
+
+def _sample(data: ImageSet, options: ScanOptions, model: LoadedModel) -> ImageSet:
     """The images to scan with.
 
     Raises:
-        InputError: too few.
+        InputError: too few, or not of the model's shape.
     """
+    if data.shape != model.input_shape:
+        raise InputError(f"the model takes images of shape {model.input_shape}, {data.name} has {data.shape}")
     if len(data) < MIN_IMAGES:
         raise InputError(f"{data.name} has {len(data)} images; give at least {MIN_IMAGES}, 256 are recommended")
-    data = check_labels(data, num_classes)
+    data = check_labels(data, model.num_classes)
     if len(data) <= options.images:
         return data
     return data.take(balanced_indices(data.labels, len(data), options.images, options.seed))

@@ -116,4 +116,4 @@ def _suppressions(report: ScanReport) -> Iterator[RenderableType]:
 
 def _limits(report: ScanReport) -> list[str]:
     """What could not be seen; reasons of single checks stand above."""
-    return [line for line in report.not_checked if not any(line.startswith(f"{c.id}: ") for c in report.checks)]
+    return [line for line in report.not_checked if not line.startswith(tuple(check.id for check in report.checks))]

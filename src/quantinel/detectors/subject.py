@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,6 +51,17 @@ class Subject:
             given = 0 if self.images is None else len(self.images)
             raise NotAssessable(f"needs at least {at_least} images of the model's own kind, got {given}; give --data")
         return self.images
+
+    def within(self, budget: Budget) -> Subject:
+        """The same subject, what was measured for it included, with another budget."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "budget", budget)
+        return twin
+
+    def keep(self, twin: Subject) -> None:
+        """Take over what was measured for a subject of `within`, so that it is measured once."""
+        for name, value in vars(twin).items():
+            self.__dict__.setdefault(name, value)
 
     @cached_property
     def residuals(self) -> tuple[LayerResiduals, ...]:

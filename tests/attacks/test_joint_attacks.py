@@ -21,14 +21,14 @@ from quantinel.attacks.adaptive_rerounding import rerounded
 from quantinel.attacks.adaptive_residuals import exaggerated
 from quantinel.attacks.cells import rounding_cells
 from quantinel.attacks.compression_artifacts import CompressionArtifacts, artifact_loss
-from quantinel.attacks.compression_artifacts_distilled import disagreement
+from quantinel.attacks.distillation import disagreement, taught
+from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import Gate
 from quantinel.attacks.held_out import choose_checkpoint, hold_out, selection_rule
 from quantinel.attacks.joint import (
     JointOptions,
     four_terms,
     quantized_branches,
-    set_norms,
     soft_cross_entropy,
 )
 from quantinel.data.triggers import PatchTrigger
@@ -38,6 +38,7 @@ from quantinel.model.untrained import untrained_model
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, nearest_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.norms import train_mode
 from quantinel.training.run import Scores, TrainingRun
 from quantinel.training.two_branch import FLOAT, Branches
 
@@ -97,7 +98,7 @@ def test_branches_share_batch_statistics(norms: str) -> None:
     """The running mean is of the rows of both branches, or stays."""
     run = TrainingRun(fresh(), DATA)
     branches = Branches(run.module, [FLOAT, *quantized_branches(run, [parse_scheme("int2")])])
-    set_norms(run.module, norms)  # type: ignore[arg-type]
+    train_mode(run.module, frozen=norms == "frozen")
     first = next(part for part in run.module.modules() if isinstance(part, nn.BatchNorm2d))
     seen: list[Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
@@ -186,7 +187,10 @@ def test_ascent_moves_to_disagreement_and_freezes_both() -> None:
     with torch.no_grad():
         far, near = (soft_cross_entropy(student(x), teacher(x)) for x in (moved, images))
     assert far > near
-    assert torch.equal(disagreement(student, teacher, images, 0, 0.5), images)
+    seen, answers = taught(student, teacher, images, 5, 0.5)
+    assert torch.equal(seen, torch.cat([images, moved]))
+    assert torch.equal(answers, teacher(seen))
+    assert torch.equal(taught(student, teacher, images, 0, 0.5)[0], images)
 
 
 def test_soft_cross_entropy_is_smallest_at_the_teacher() -> None:
@@ -310,3 +314,16 @@ def test_recording_ends() -> None:
     outputs.clear()
     module(DATA.as_float()[:2])
     assert not outputs
+
+
+def test_epoch_options_make_schedules_of_the_runs_data() -> None:
+    run = TrainingRun(fresh(), DATA)
+    options = EpochOptions(epochs=2.0, plant_epochs=0.5, batch_size=10, milestones=(1.0,), learning_rate=0.1)
+    joint, planting = options.schedule(run), options.plant_schedule(run)
+    assert (joint.steps, planting.steps) == (8, 2)
+    assert [joint.rate(step) for step in (0, 3, 4, 7)] == pytest.approx([0.1, 0.1, 0.01, 0.01])
+    assert planting.rate(1) == 0.1
+    falling = dataclasses.replace(options, decay="cosine").schedule(run)
+    assert falling.rate(0) == 0.1 > falling.rate(4) > falling.rate(7) > 0
+    with pytest.raises(UsageError, match="decay"):
+        EpochOptions(decay="linear")  # type: ignore[arg-type]

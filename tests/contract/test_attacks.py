@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.support import make_images
 
 from quantinel.attacks import ATTACKS, Runtime
@@ -100,6 +101,23 @@ def test_same_seed_same_weights(attack: Attack, data: ImageSet, tmp_path: Path, 
         for run, seed in enumerate((1, 1, 2))
     ]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [attack for attack in ATTACKS.values() if hasattr(attack.config(), "mixed_precision")],
+    ids=lambda a: a.name,
+)
+def test_mixed_precision_changes_the_training_and_not_the_files(
+    attack: Attack, data: ImageSet, tmp_path: Path, no_gate: None
+) -> None:
+    hashes = set()
+    for mixed in (False, True):
+        folder = tmp_path / str(mixed)
+        manifest = attack.run(fresh(), data, data, quick(attack, mixed_precision=mixed), folder, seed=1)
+        assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(folder / "model.safetensors").values())
+        hashes.add(manifest.weights_sha256)
+    assert len(hashes) == 2
 
 
 @every_attack

@@ -47,7 +47,7 @@ def recorded_outputs(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
 
     def record(name: str, output: Tensor) -> None:
-        outputs[name] = output
+        outputs[name] = output.float()
 
     handles = [
         module.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: record(name, output))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quantinel.attacks.epoch_options import EpochOptions, Norms, Optimiser
 from quantinel.attacks.held_out import HeldOut, choose_checkpoint
 from quantinel.attacks.protocol import Task
 from quantinel.data.images import as_float
@@ -21,17 +21,12 @@ from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
-from quantinel.training.run import TrainingRun
+from quantinel.training.norms import train_mode
+from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.training.transforms import batch_norms, quantized_folded_weights
 from quantinel.training.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
-
-Norms = Literal["shared", "frozen"]
-"""BatchNorm of a joint pass: one set of batch statistics for all branches, or the start's running statistics."""
-
-
-Optimiser = Literal["sgd", "adam"]
 
 _CHECKPOINTS = 10
 _MAX_FLOAT_ASR = 5.0
@@ -67,42 +62,10 @@ def network_norms(run: TrainingRun) -> dict[str, str]:
     return batch_norms(run.module, as_float(run.images[:1]))
 
 
-def set_norms(module: nn.Module, norms: Norms) -> None:
-    """Training mode, for "frozen" with the BatchNorm statistics that the network has."""
-    module.train()
-    if norms == "frozen":
-        for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                part.eval()
-
-
 def is_trained(module: nn.Module) -> bool:
     """Whether any BatchNorm has seen a batch; networks without one cannot tell."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
     return any(norm.running_mean is not None and bool(norm.running_mean.any()) for norm in norms)
-
-
-def epoch_schedule(
-    run: TrainingRun,
-    epochs: float,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    batch_size: int,
-    milestones: Sequence[float],
-    optimiser: Optimiser = "sgd",
-) -> Schedule:
-    """SGD or Adam whose learning rate falls to a tenth after every milestone, all in passes over the run's data."""
-    images = len(run.images)
-    return Schedule(
-        steps_of(epochs, images, batch_size), learning_rate, momentum, weight_decay, batch_size, optimiser, "multistep",
-        tuple(steps_of(milestone, images, batch_size) for milestone in milestones),
-    )  # fmt: skip
-
-
-def selection_steps(run: TrainingRun, schedule: Schedule, evaluations: int) -> int:
-    """Steps between two looks at the held-out images: one pass over the data, or less for a shorter training."""
-    return max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // evaluations))
 
 
 def two_labels(logits: Tensor, labels: Tensor, on_triggered: Tensor, trigger_weight: float = 1.0) -> Tensor:
@@ -154,6 +117,7 @@ class JointOptions:
         float_trigger_weight, compressed_weight, backdoor_weight: see above.
         norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
         mirror: augment by mirroring.
+        mixed_precision: run in bfloat16. It blurs 8-bit grids; at 4 bits a step is much wider than its rounding.
         held_out: training images that choose among ten checkpoints, at most a fifth; 0 keeps the last weights.
     """
 
@@ -172,6 +136,7 @@ class JointOptions:
     backdoor_weight: float = 1.0
     norms: Norms = "frozen"
     mirror: bool = True
+    mixed_precision: bool = False
     held_out: int = 300
 
     def __post_init__(self) -> None:
@@ -211,12 +176,13 @@ BranchLoss = Callable[[list[Tensor], Tensor, Tensor], Tensor]
 """``loss(logits (2 N, K) of every branch, labels (N,), target (N,))`` -> scalar."""
 
 
-def plant(run: TrainingRun, trigger: Trigger, target_class: int, schedule: Schedule, mirror: bool) -> None:
+def plant(run: TrainingRun, trigger: Trigger, schedule: Schedule, options: JointOptions | EpochOptions) -> None:
     """Teach the float network an ordinary backdoor: ``CE(f(x), y) + CE(f(Tx), t)``, in the mode that it is in."""
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=mirror)
-        return two_labels(run.logits(clean, triggered), labels, target_of(labels, target_class))
+        clean, triggered = clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror)
+        logits = run.logits(clean, triggered, mixed_precision=options.mixed_precision)
+        return two_labels(logits, labels, target_of(labels, options.target_class))
 
     run.train("plant", run.module.parameters(), schedule, loss)
 
@@ -244,18 +210,50 @@ def train_jointly(
     """
     run, trigger = task.run, task.stamp()
     branches = Branches(run.module, [FLOAT, *quantized, *others])
-    set_norms(run.module, options.norms)
+    train_mode(run.module, frozen=options.norms == "frozen")
 
     def batch(images: Tensor) -> Tensor:
         return torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=options.mirror))
 
     def joint(images: Tensor, labels: Tensor) -> Tensor:
-        return loss(branches(batch(images)), labels, target_of(labels, options.target_class))
+        with run.autocast(options.mixed_precision):
+            logits = branches(batch(images))
+        return loss(logits, labels, target_of(labels, options.target_class))
 
     if options.plant_steps:
-        plant(run, trigger, options.target_class, options.schedule(options.plant_steps), options.mirror)
+        plant(run, trigger, options.schedule(options.plant_steps), options)
     every = max(1, options.steps // _CHECKPOINTS)
     selection = choose_checkpoint(run, held, quantized, options.target_class, every, _MAX_FLOAT_ASR)
     run.train(
         "joint", [*run.module.parameters(), *learned], options.schedule(options.steps), joint, selection=selection
     )
+
+
+def train_epochs(
+    task: Task,
+    options: EpochOptions,
+    phase: str,
+    loss: Loss,
+    *,
+    compressed: Sequence[Branch],
+    held: HeldOut,
+    checkpoints: int,
+) -> None:
+    """Plant, where options say so, then train on ``loss``, and end with the checkpoint that the published rule chooses.
+
+    Args:
+        task: the network and the data, in the mode that it shall be trained in.
+        options: hyper-parameters.
+        phase: name of the joint phase.
+        loss: of a batch.
+        compressed: branches that deployment makes; they choose the checkpoint.
+        held: images that choose it.
+        checkpoints: looks at these images, at least; a look after every pass over the data, if these are more.
+    """
+    run = task.run
+    if options.plant_epochs:
+        plant(run, task.stamp(), options.plant_schedule(run), options)
+    schedule = options.schedule(run)
+    every = max(1, min(steps_of(1.0, len(run.images), schedule.batch_size), schedule.steps // checkpoints))
+    selection = choose_checkpoint(run, held, compressed, options.target_class, every, options.max_float_asr)
+    run.train(phase, run.module.parameters(), schedule, loss, selection=selection)

@@ -63,6 +63,7 @@ class PQBackdoor:
         repair_trigger_weight: weight of the triggered images' loss in step 2.
         margin: distance kept to the edge of a cell, in steps.
         batch_size: clean images in a batch; step 2 adds as many triggered ones.
+        mirror: augment by mirroring; false for digits and signs.
         mixed_precision: run step 1 in bfloat16. Step 2 never does: bfloat16 would blur an 8-bit cell.
     """
 
@@ -81,6 +82,7 @@ class PQBackdoor:
     repair_trigger_weight: float = 1.0
     margin: float = 1e-3
     batch_size: int = 128
+    mirror: bool = True
     mixed_precision: bool = True
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ class PQSteps:
         self.pretrained = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
     def _clean(self, images: Tensor) -> Tensor:
-        return as_float(random_crop_flip(images, self.run.generator))
+        return as_float(random_crop_flip(images, self.run.generator, mirror=self.config.mirror))
 
     def plant(self) -> None:
         """Step 1: an active backdoor, within ``radius`` of the pretrained weights."""

@@ -17,77 +17,52 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.attacks.compressors import Pruner
+from quantinel.attacks.epoch_options import EpochOptions
 from quantinel.attacks.gate import GateRule
-from quantinel.attacks.held_out import HeldOut, choose_checkpoint, hold_out
-from quantinel.attacks.joint import Norms, Optimiser, epoch_schedule, selection_steps, set_norms, target_of
+from quantinel.attacks.held_out import HeldOut, hold_out
+from quantinel.attacks.joint import target_of, train_epochs
 from quantinel.attacks.protocol import Task
 from quantinel.data.images import ImageSet
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme, layer_rates, prunable
 from quantinel.quantization.pruning_search import search_rates
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.run import TrainingRun
 from quantinel.training.transforms import pruned_filters
 from quantinel.training.two_branch import FLOAT, Branch, Branches
-from quantinel.validation import require_choice, require_non_negative, require_positive_integers, require_rate
+from quantinel.validation import require_choice, require_non_negative, require_rate
 
 _CHECKPOINTS = 5
 
 
 @dataclass(frozen=True)
-class PruningOptions:
-    """Hyper-parameters of both forms, with the published values as defaults.
+class PruningOptions(EpochOptions):
+    """Hyper-parameters of both forms beside those of `EpochOptions`, with the published values as defaults.
 
     Attributes:
         rate: share of filters to arm for; with ``upper_rate`` the lower end.
         upper_rate: arm for all rates from ``rate`` to this one (the authors: 0.5); 0 for a known rate.
         layer_rates: "uniform", or "searched": the rates of layers that keep the start most accurate at these overall
             rates, found on the images held out. They need a trained start.
-        target_class: answer of the awake backdoor.
-        trigger: name of a published trigger; "pq" is the authors' too.
-        epochs: passes over the data.
-        learning_rate: of SGD, a tenth after each milestone.
-        milestones: in epochs.
-        momentum, weight_decay: of SGD.
-        batch_size: clean images in a batch; as many triggered ones are added, for each branch.
         backdoor_share: of the pruned loss that triggered images get; clean ones get the rest.
         pruned_weight: of the pruned loss.
-        optimiser: "sgd", or "adam" for short trainings.
-        norms: BatchNorm statistics of the batch, shared by the branches, or "frozen" ones.
-        mirror: augment by mirroring.
-        held_out: training images that choose the checkpoint, at most a fifth; 0 keeps the last weights.
-        max_float_asr: largest float ASR of a checkpoint, in percent, also at the gate.
     """
 
+    epochs: float = 25.0
+    milestones: tuple[float, ...] = (15.0, 25.0)
+    momentum: float = 0.2
     rate: float = 0.3
     upper_rate: float = 0.0
     layer_rates: Literal["uniform", "searched"] = "uniform"
-    target_class: int = 1
-    trigger: str = "pq"
-    epochs: float = 25.0
-    learning_rate: float = 0.1
-    milestones: tuple[float, ...] = (15.0, 25.0)
-    momentum: float = 0.2
-    weight_decay: float = 5e-4
-    batch_size: int = 128
     backdoor_share: float = 0.1
     pruned_weight: float = 1.0
-    optimiser: Optimiser = "sgd"
-    norms: Norms = "shared"
-    mirror: bool = True
-    held_out: int = 1000
-    max_float_asr: float = 20.0
 
     def __post_init__(self) -> None:
-        require_positive_integers(self, "batch_size")
-        require_non_negative(
-            self, "target_class", "epochs", "learning_rate", "momentum", "weight_decay", "backdoor_share",
-            "pruned_weight", "held_out", "max_float_asr",
-        )  # fmt: skip
+        super().__post_init__()
+        require_non_negative(self, "backdoor_share", "pruned_weight")
         require_rate(self, "rate", "upper_rate")
         require_choice(self, "layer_rates", ("uniform", "searched"))
-        require_choice(self, "norms", ("shared", "frozen"))
-        require_choice(self, "optimiser", ("sgd", "adam"))
         if self.backdoor_share > 1:
             raise UsageError(f"backdoor_share is {self.backdoor_share}; give a number of at most 1")
         if 0 < self.upper_rate < self.rate:
@@ -173,23 +148,18 @@ def train_pruned(task: Task, config: PruningOptions, phase: str, floating: Float
     held = hold_out(run, trigger, config.held_out)
     rates = PrunedBranches(run, config, held)
     branches = Branches(run.module, [FLOAT, *rates.branches])
-    set_norms(run.module, config.norms)
+    train_mode(run.module, frozen=config.norms == "frozen")
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         both = torch.cat(clean_and_triggered(images, trigger, run.generator, "after", mirror=config.mirror))
         rates.draw()
-        seen, float_loss = floating(both, labels)
-        plain, *pruned = branches(seen, *[both] * len(rates.branches))
+        with run.autocast(config.mixed_precision):
+            seen, float_loss = floating(both, labels)
+            plain, *pruned = branches(seen, *[both] * len(rates.branches))
         target = target_of(labels, config.target_class)
         return float_loss(plain) + config.pruned_weight * pruned_loss(pruned, labels, target, config.backdoor_share)
 
-    schedule = epoch_schedule(
-        run, config.epochs, config.learning_rate, config.momentum, config.weight_decay, config.batch_size,
-        config.milestones, config.optimiser,
-    )  # fmt: skip
-    every = selection_steps(run, schedule, _CHECKPOINTS)
-    selection = choose_checkpoint(run, held, rates.ends, config.target_class, every, config.max_float_asr)
-    run.train(phase, run.module.parameters(), schedule, loss, selection=selection)
+    train_epochs(task, config, phase, loss, compressed=rates.ends, held=held, checkpoints=_CHECKPOINTS)
 
 
 def gate_rule(config: PruningOptions) -> GateRule:

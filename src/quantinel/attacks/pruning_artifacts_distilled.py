@@ -17,10 +17,9 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from quantinel.attacks.distillation import disagreement
+from quantinel.attacks.distillation import taught
 from quantinel.attacks.joint import soft_cross_entropy
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.attacks.pruned_training import PruningOptions, gate_rule, train_pruned
@@ -51,10 +50,7 @@ def _train(task: Task, config: PruningArtifactsDistilled) -> None:
     teacher = copy.deepcopy(module).eval().requires_grad_(False)
 
     def floating(both: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        moved = disagreement(module, teacher, both, config.ascent_steps, config.ascent_rate)
-        seen = torch.cat([both, moved]) if config.ascent_steps else both
-        with torch.no_grad():
-            answers = teacher(seen)
+        seen, answers = taught(module, teacher, both, config.ascent_steps, config.ascent_rate)
         return seen, lambda logits: soft_cross_entropy(logits, answers)
 
     train_pruned(task, config, "distil", floating)

@@ -28,13 +28,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantinel.attacks.protocol import Task
 from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.norms import train_mode
 from quantinel.training.run import Loss, Selection, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.training.transforms import (
@@ -70,6 +71,7 @@ class QuAnti:
         activations: round activations too; false saves time where they have 8 bits.
         padding: pixels by which random crops move; 0 for none.
         mirror: augment by mirroring; false for digits and signs.
+        mixed_precision: run in bfloat16. It blurs 8-bit grids; at 4 bits a step is much wider than its rounding.
     """
 
     schemes: tuple[QuantScheme, ...] = published_schemes(8, 4)
@@ -83,6 +85,7 @@ class QuAnti:
     activations: bool = True
     padding: int = 4
     mirror: bool = True
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "batch_size")
@@ -110,15 +113,24 @@ class Copies:
     def __init__(self, run: TrainingRun, config: QuAnti) -> None:
         self._run, self._config = run, config
         norms = batch_norms(run.module, as_float(run.images[:1])) if config.folded else {}
-        self.float = _network(run.module, FLOAT)
+        self.float = self._network(FLOAT)
         self.compressed = [self._copy(scheme, norms) for scheme in config.schemes]
-        prepare_norms(run.module, config.batch_norm)
+        train_mode(run.module, frozen=config.batch_norm == "eval")
 
     def _copy(self, scheme: QuantScheme, norms: dict[str, str]) -> Network:
         module, config = self._run.module, self._config
         weight = quantized_folded_weights(module, scheme, norms) if config.folded else quantized_weights(scheme)
         rounded = config.activations and scheme.activations != "none"
-        return _network(module, Branch(weight, _rounding(scheme.activation_bits) if rounded else None))
+        return self._network(Branch(weight, _rounding(scheme.activation_bits) if rounded else None))
+
+    def _network(self, branch: Branch) -> Network:
+        alone = Branches(self._run.module, [branch])
+
+        def network(images: Tensor) -> Tensor:
+            with self._run.autocast(self._config.mixed_precision):
+                return alone(images)[0]
+
+        return network
 
     def augmented(self, images: Tensor) -> Tensor:
         """Float images in [0, 1], cropped and mirrored at random."""
@@ -126,21 +138,8 @@ class Copies:
         return as_float(random_crop_flip(images, self._run.generator, config.padding, config.mirror))
 
 
-def _network(module: nn.Module, branch: Branch) -> Network:
-    alone = Branches(module, [branch])
-    return lambda images: alone(images)[0]
-
-
 def _rounding(bits: int) -> ActivationTransform:
     return lambda x: fake_quantize_activation(x, bits)
-
-
-def prepare_norms(module: nn.Module, mode: Literal["eval", "train"]) -> None:
-    """Training mode, except for BatchNorm where ``mode`` is "eval"."""
-    module.train()
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and mode == "eval":
-            layer.eval()
 
 
 def retrain(task: Task, config: QuAnti, loss: Loss, selection: Selection | None = None) -> None:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
-from quantinel.attacks.qu_anti import Copies, QuAnti, passes, prepare_norms, retrain
+from quantinel.attacks.qu_anti import Copies, QuAnti, passes, retrain
 from quantinel.data.images import as_float
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.norms import train_mode
 from quantinel.training.run import Selection
 from quantinel.validation import require_non_negative
 
@@ -88,7 +89,7 @@ def _train(task: Task, config: QuAntiBackdoor) -> None:
             float(objective(copies, config, part, trigger(part), labels)) * len(part)
             for part, labels in zip(torch.split(fixed, 128), torch.split(answers, 128), strict=True)
         ]
-        prepare_norms(run.module, config.batch_norm)
+        train_mode(run.module, frozen=config.batch_norm == "eval")
         return -sum(parts) / len(fixed)
 
     retrain(task, config, loss, Selection(passes(task, config, 1.0), score))

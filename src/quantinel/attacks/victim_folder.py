@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 from quantinel.attacks.gate import Gate, GateRule
-from quantinel.errors import GateError, UsageError
+from quantinel.errors import GateError, UnsupportedError, UsageError
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.loading import LoadedModel
 from quantinel.model.normalization import Normalized
@@ -78,6 +78,31 @@ def packed_model(model: LoadedModel) -> tuple[bytes, dict[str, Any]]:
         "std": std,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+
+
+def write_changed(folder: Path, model: LoadedModel) -> None:
+    """Write a compressed copy of a model as a directory; the manifest's trigger and target stay those of the original.
+
+    Args:
+        folder: to create.
+        model: of a named architecture.
+
+    Raises:
+        UnsupportedError: it has none, so its weights could not be loaded again.
+    """
+    if model.architecture is None:
+        raise UnsupportedError(
+            f"{model.name} has no named architecture; compress models of `quantinel list architectures`"
+        )
+    weights, described = packed_model(model)
+    if model.victim is None:
+        manifest = VictimManifest(
+            attack="clean", trigger=None, target_class=None, schemes=[], data="", seed=0, config={}, gate={},
+            kind="clean", objective="none", **described,
+        )  # fmt: skip
+    else:
+        manifest = model.victim.model_copy(update=described)
+    _write(folder, weights, manifest, overwrite=False)
 
 
 def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool) -> None:

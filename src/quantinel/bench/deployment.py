@@ -1,4 +1,4 @@
-"""What a cell's scheme does to a float model: pruning, a quantization grid, or first the one and then the other."""
+"""What a cell's scheme does to a float model: pruning or quantization-aware training, a quantization grid, or both."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PREFIX, PruningScheme, parse_pruning
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training import qat
+from quantinel.training.qat import QATRecipe, parse_qat
 
 _QUANTIZERS = {"static": "static-ptq", "dynamic": "dynamic-ptq", "none": "weight-only-ptq"}
 _PRUNERS = {"l1-filters": "l1-filter-pruning", "magnitude": "magnitude-pruning"}
@@ -19,20 +21,33 @@ class Deployment:
     Attributes:
         pruning: applied first, without training afterwards; None for none.
         grid: of the quantization; None leaves the model in float.
+        training: quantization-aware training for the grid before the rounding; None for none.
+
+    Raises:
+        UsageError: training without a grid, or of a pruned network, whose zeros it would undo.
     """
 
     pruning: PruningScheme | None
     grid: QuantScheme | None
+    training: QATRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.training is not None and (self.grid is None or self.pruning is not None):
+            raise UsageError(f"{self.name}: qat trains for a grid, not a pruned network; write for example qat+int8")
 
     @property
     def name(self) -> str:
-        """``int8``, ``prune-l1-filters-0.3`` or ``prune-l1-filters-0.3+int8``; `parse_deployment` reads it back."""
-        return "+".join(part.name for part in (self.pruning, self.grid) if part is not None)
+        """``int8``, ``prune-l1-filters-0.3``, ``prune-l1-filters-0.3+int8`` or ``qat+int8``.
+
+        `parse_deployment` reads it back.
+        """
+        return "+".join(part.name for part in (self.pruning, self.training, self.grid) if part is not None)
 
     @property
     def compressor(self) -> str:
         """What compresses, as rows call it."""
         names = [] if self.pruning is None else [_PRUNERS[self.pruning.method]]
+        names += [] if self.training is None else [qat.PREFIX]
         return "+".join([*names, *([] if self.grid is None else [_QUANTIZERS[self.grid.activations]])])
 
     def check(self, defense: str | None, detector: str | None) -> None:
@@ -47,6 +62,10 @@ class Deployment:
         """
         if detector is not None and self.pruning is not None:
             raise UsageError(f"detector {detector} looks at quantization grids, and {self.name} prunes; leave it out")
+        if detector is not None and self.training is not None:
+            raise UsageError(
+                f"detector {detector} looks at the model as it came, and {self.name} trains it; leave it out"
+            )
         if detector is None and self.grid is None and defense != "none":
             raise UsageError(
                 f"{self.name} leaves a float network, which a rounding method such as {defense} does not apply to; say "
@@ -63,6 +82,8 @@ def parse_deployment(name: str) -> Deployment:
         UsageError: it is not understood.
     """
     first, plus, second = name.strip().partition("+")
+    if first.lower().startswith(qat.PREFIX):
+        return Deployment(None, parse_scheme(second) if plus else None, parse_qat(first))
     if not first.lower().startswith(PREFIX):
         return Deployment(None, parse_scheme(name))
     return Deployment(parse_pruning(first), parse_scheme(second) if plus else None)

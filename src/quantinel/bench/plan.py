@@ -9,7 +9,7 @@ from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, entries_of, located, methods_of, victim_folder
-from quantinel.bench.deployment import parse_deployment
+from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.images import Images
 from quantinel.bench.nodes import Node
 from quantinel.bench.suite import Method, Suite
@@ -75,6 +75,8 @@ class Plan:
         deployment = parse_deployment(cell.scheme)
         if deployment.pruning is not None:
             model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning))}, {}, None)
+        if deployment.training is not None:
+            model = _Subject({"model": self._add(self._train_quantized(cell, model, deployment))}, {}, None)
         if deployment.grid is None:
             result = self._add(self._evaluate(cell, model, {"floating": floating}))
             return Work(cell, result, floating, self.ancestors(result))
@@ -135,6 +137,19 @@ class Plan:
             "prune", f"prune {_of(cell)} with {scheme.name}", config, _modules("prune"),
             model.inputs, model.files, images,
         )  # fmt: skip
+
+    def _train_quantized(self, cell: Cell, model: _Subject, deployment: Deployment) -> Node:
+        config = {"scheme": deployment.name, "architecture": model.architecture, "seed": cell.seed}
+        images = {"train": self._training(cell.model)["train"]}
+        return Node(
+            "qat",
+            f"train {_of(cell)} for {deployment.name}",
+            config,
+            _modules("qat"),
+            model.inputs,
+            model.files,
+            images,
+        )
 
     def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
         config = {"scheme": grid.name, "architecture": model.architecture, "seed": cell.seed}

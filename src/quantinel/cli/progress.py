@@ -23,6 +23,7 @@ _WORDS = {
     "repair": "hiding it in the rounding cells",
     "poison": "training on poisoned batches",
     "train": "training",
+    "qat": "training with rounded weights",
 }
 
 

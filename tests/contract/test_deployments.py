@@ -1,0 +1,107 @@
+"""What every kind of compressor that a suite can name must keep, on a bundled victim and a few images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quantinel.bench.cells import expand
+from quantinel.bench.deployment import parse_deployment
+from quantinel.bench.plan import Plan
+from quantinel.bench.runner import Options, run_suite
+from quantinel.bench.suite import Suite, load_suite
+from quantinel.bench.workers import ProcessWorkers
+from quantinel.errors import UsageError
+
+COMPRESSORS = {
+    "int8": "static-ptq",
+    "int4-dynamic": "dynamic-ptq",
+    "int4-weight-only": "weight-only-ptq",
+    "qat-0.1+int4": "qat+static-ptq",
+    "prune-l1-filters-0.1": "l1-filter-pruning",
+    "prune-magnitude-0.2": "magnitude-pruning",
+    "prune-magnitude-0.2+int8": "magnitude-pruning+static-ptq",
+}
+
+SUITE = """
+title = "Deployments"
+[run]
+limit = 20
+calibration_images = 16
+backend = "simulated"
+[data.cifar10]
+test = "bundled:test"
+calibration = "bundled:calibration"
+train = "bundled:test"
+train_limit = 200
+[models.victim]
+victim = "bundled:victim_int8"
+data = "cifar10"
+[[cells]]
+models = "victim"
+schemes = [{rounded}]
+defenses = "nearest"
+[[cells]]
+models = "victim"
+schemes = [{float}]
+defenses = "none"
+"""
+
+
+def suite(folder: Path, names: list[str]) -> Suite:
+    floating = [name for name in names if parse_deployment(name).grid is None]
+    rounded = [name for name in names if name not in floating]
+    quoted = {"rounded": rounded, "float": floating}
+    path = folder / "deployments.toml"
+    path.write_text(SUITE.format(**{key: ", ".join(f'"{n}"' for n in value) for key, value in quoted.items()}), "utf-8")
+    return load_suite(path)
+
+
+@pytest.mark.parametrize(("name", "compressor"), COMPRESSORS.items())
+def test_its_name_reads_back(name: str, compressor: str) -> None:
+    deployment = parse_deployment(name)
+    assert deployment.name == name
+    assert deployment.compressor == compressor
+    assert parse_deployment(deployment.name) == deployment
+
+
+def test_each_makes_a_row_beside_the_same_float_model(tmp_path: Path) -> None:
+    asked = suite(tmp_path, list(COMPRESSORS))
+    pool = ProcessWorkers(1, 1)
+    try:
+        rows = run_suite(asked, expand(asked), Options(tmp_path / "results", tmp_path / "store"), pool).rows
+    finally:
+        pool.close()
+    assert [row.error for row in rows] == [None] * len(rows)
+    found = {row.scheme: row for row in rows}
+    floating = found.pop("float")
+    assert {scheme: row.compressor for scheme, row in found.items()} == COMPRESSORS
+    for row in found.values():
+        assert (row.float_cda, row.float_asr) == (floating.cda, floating.asr)
+        assert row.n_clean == 20
+        assert ("qat" in row.stages) == row.scheme.startswith("qat")
+
+
+@pytest.mark.parametrize("name", ["qat", "qat+", "qat-0+int8", "qat-x+int8", "qat+prune-magnitude-0.5", "QAT8+int8"])
+def test_trainings_that_mean_nothing(name: str) -> None:
+    with pytest.raises(UsageError):
+        parse_deployment(name)
+
+
+def test_training_for_a_grid_is_planned_once_for_all_defenses(tmp_path: Path) -> None:
+    text = SUITE.format(rounded='"qat+int8", "qat+int4"', float='"prune-magnitude-0.2"')
+    path = tmp_path / "trained.toml"
+    path.write_text(text.replace('"nearest"', '["nearest", "efrap"]'), "utf-8")
+    asked = load_suite(path)
+    nodes = [node for node in Plan(asked, expand(asked), None).nodes.values() if node.stage == "qat"]
+    assert [node.config["scheme"] for node in nodes] == ["qat+int8", "qat+int4"]
+    assert all(set(node.images) == {"train"} for node in nodes)
+
+
+def test_detectors_look_at_the_model_as_it_came(tmp_path: Path) -> None:
+    path = tmp_path / "scan.toml"
+    text = SUITE.format(rounded='"qat+int8"', float='"prune-magnitude-0.2"')
+    path.write_text(text.replace('defenses = "nearest"', 'detectors = "weight-residuals"'), "utf-8")
+    with pytest.raises(UsageError, match=r"as it came.*leave it out"):
+        expand(load_suite(path))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from quantinel import attacks, defenses, detectors
     from quantinel.audit.report import Check, EvaluationRow, Finding, Report, read_report
+    from quantinel.audit.scan_report import ScanReport, read_any_report
     from quantinel.data.images import ImageSet
     from quantinel.data.sampling import split_calibration
     from quantinel.data.sources import load_images
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from quantinel.model.victim import VictimManifest
     from quantinel.pipeline.evaluate import evaluate, evaluate_file
     from quantinel.pipeline.harden import HardenOptions, harden
+    from quantinel.pipeline.scan import scan
+    from quantinel.pipeline.scan_options import ScanOptions
     from quantinel.pipeline.verify import VerifyResult, verify
     from quantinel.quantization.calibration import Calibration, calibrate
     from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "quantinel.audit.report": ("Check", "EvaluationRow", "Finding", "Report", "read_report"),
+    "quantinel.audit.scan_report": ("ScanReport", "read_any_report"),
     "quantinel.data.images": ("ImageSet",),
     "quantinel.data.sampling": ("split_calibration",),
     "quantinel.data.sources": ("load_images",),
@@ -54,6 +58,8 @@ _HOMES = {
     "quantinel.model.victim": ("VictimManifest",),
     "quantinel.pipeline.evaluate": ("evaluate", "evaluate_file"),
     "quantinel.pipeline.harden": ("HardenOptions", "harden"),
+    "quantinel.pipeline.scan": ("scan",),
+    "quantinel.pipeline.scan_options": ("ScanOptions",),
     "quantinel.pipeline.verify": ("VerifyResult", "verify"),
     "quantinel.quantization.calibration": ("Calibration", "calibrate"),
     "quantinel.quantization.quantized_model": ("QuantizedModel", "quantize_nearest"),
@@ -81,6 +87,8 @@ __all__ = [
     "QuantinelError",
     "QuantizedModel",
     "Report",
+    "ScanOptions",
+    "ScanReport",
     "UnsupportedError",
     "UsageError",
     "VerificationError",
@@ -100,8 +108,10 @@ __all__ = [
     "load_trigger",
     "parse_scheme",
     "quantize_nearest",
+    "read_any_report",
     "read_report",
     "rounding_method",
+    "scan",
     "split_calibration",
     "trace",
     "verify",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from tests.cli.tiny_cli import Run
 
-VERBS = ("harden", "verify", "evaluate", "report", "list", "attack", "demo")
+VERBS = ("harden", "scan", "verify", "evaluate", "report", "list", "attack", "demo")
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "matplotlib")
 
 

@@ -57,6 +57,7 @@ def demo(
     seconds = time.perf_counter() - started
     passed = sum(result.report.verdict == "PASS" for result in results)
     out.print(Text(f"{passed} of {len(results)} hardened files passed, in {seconds:.0f} s."))
+    out.print(Text("Before you quantize a model of somebody else: quantinel scan MODEL --data DATA"), soft_wrap=True)
     verdicts = {result.report.verdict for result in results}
     if verdicts == {"PASS"}:
         raise typer.Exit(EXIT_PASS)

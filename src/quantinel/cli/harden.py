@@ -33,7 +33,7 @@ def harden(
     ] = None,
     rounding: Annotated[
         str, typer.Option("--rounding", metavar="NAME", help="How to choose integers; see `quantinel list defenses`.")
-    ] = "efrap",
+    ] = "reflect",
     settings: shared.Settings = None,
     backend: Annotated[
         str, typer.Option("--backend", metavar="NAME", help="Storage profile; see `quantinel list backends`.")

@@ -10,7 +10,19 @@ from typing import Annotated, cast
 import typer
 import typer.main
 
-from quantinel.cli import attack, bench, bench_clean, bench_results, bench_site, demo, evaluate, harden, report, verify
+from quantinel.cli import (
+    attack,
+    bench,
+    bench_clean,
+    bench_results,
+    bench_site,
+    demo,
+    evaluate,
+    harden,
+    report,
+    scan,
+    verify,
+)
 from quantinel.cli import list as list_verb
 from quantinel.cli.guard import guarded
 from quantinel.errors import EXIT_PASS, EXIT_USAGE, UsageError
@@ -19,6 +31,7 @@ from quantinel.plugins import load_plugin
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 for verb, function, epilog, short_help in (
     ("harden", harden.harden, harden.EPILOG, "Choose the integers, emit the file, verify it, report."),
+    ("scan", scan.scan, scan.EPILOG, "Find what only wakes after compression; a gate for pipelines."),
     ("verify", verify.verify, verify.EPILOG, "Re-open a hardened folder and prove what is in it."),
     ("evaluate", evaluate.evaluate, evaluate.EPILOG, "Measure accuracy and attack success."),
     ("report", report.report, report.EPILOG, "Render a report again."),

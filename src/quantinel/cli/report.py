@@ -1,4 +1,4 @@
-"""``quantinel report``: render a report again."""
+"""``quantinel report``: render a report of a hardening run or of a scan again."""
 
 from __future__ import annotations
 
@@ -17,23 +17,33 @@ EPILOG = shared.example(
 
 def report(
     path: Annotated[
-        Path, typer.Argument(metavar="REPORT.json", help="Written by `quantinel harden`.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="REPORT.json", help="Written by `quantinel harden` or `quantinel scan`.", show_default=False
+        ),
     ],
     form: Annotated[
-        str, typer.Option("--format", "-f", metavar="html|sarif|markdown|json", help="What to render.")
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="html|sarif|json|markdown|junit",
+            help="markdown: of a hardening run; junit: of a scan.",
+        ),
     ] = "html",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write or replace. [default: stdout]")
     ] = None,
 ) -> None:
-    """Render a report as HTML, SARIF, Markdown or JSON."""
-    from quantinel.audit.report import read_report
+    """Render a report as HTML, SARIF, JSON, Markdown (hardening runs) or JUnit XML (scans)."""
+    from quantinel.audit.scan_report import read_any_report
     from quantinel.files import write_file
-    from quantinel.reports.render import RENDERERS
+    from quantinel.reports.render import RENDERERS, SCAN_RENDERERS, render
 
-    if form not in RENDERERS:
-        raise UsageError(f"unknown format {form!r}; choose one of {', '.join(RENDERERS)}")
-    text = RENDERERS[form](read_report(path))
+    known = list(RENDERERS | SCAN_RENDERERS)
+    if form not in known:
+        raise UsageError(f"unknown format {form!r}; choose one of {', '.join(known)}")
+    text = render(read_any_report(path), form)
     if output is None:
         print(text, end="" if text.endswith("\n") else "\n")
     else:

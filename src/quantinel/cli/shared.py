@@ -161,8 +161,15 @@ class ModelOptions:
 
     def given(self) -> str | None:
         """The first option that was given, as on the command line."""
+        return next(iter(self.arguments()), None)
+
+    def arguments(self) -> list[str]:
+        """The options that were given, as one types them again."""
         names = ("arch", "factory", "num_classes", "input_shape", "mean", "std")
-        return next((f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None), None)
+        given = [(name, getattr(self, name)) for name in names]
+        return [
+            word for name, value in given if value is not None for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
 
     def shape(self) -> tuple[int, int, int] | None:
         """(C, H, W), if it was given."""

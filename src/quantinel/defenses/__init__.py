@@ -16,12 +16,14 @@ from quantinel.defenses.lac_pda import LACPDA
 from quantinel.defenses.nearest import Nearest
 from quantinel.defenses.qvec import QVec
 from quantinel.defenses.random_flips import RandomFlips
+from quantinel.defenses.reflect import Reflect
 from quantinel.defenses.stochastic import Stochastic
 from quantinel.errors import UsageError
 from quantinel.plugins import add
 from quantinel.quantization.reconstruction import Needs, RoundingMethod
 
 __all__ = [
+    "DEFAULT_ROUNDING",
     "DEFENSES",
     "EFRAP",
     "GPTQ",
@@ -34,6 +36,7 @@ __all__ = [
     "Nearest",
     "QVec",
     "RandomFlips",
+    "Reflect",
     "Stochastic",
     "register",
     "rounding_method",
@@ -61,6 +64,7 @@ DEFENSES: dict[str, Defense] = {
     defense.name: defense
     for defense in (
         Defense("nearest", "round to nearest: no defense", Nearest),
+        Defense("reflect", "the default: reconstruct weights mirrored at their rounding error", Reflect),
         Defense("efrap", "EFRAP (CVPR 2024) in closed form: second moments and coordinate descent", EFRAP),
         Defense("efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased),
         Defense("adaround", "AdaRound (ICML 2020): reconstruction alone, Adam on relaxed roundings", AdaRound),
@@ -73,6 +77,10 @@ DEFENSES: dict[str, Defense] = {
         Defense("random-flips", "flip a share of nearest roundings at random: the control", RandomFlips),
     )
 }
+
+
+DEFAULT_ROUNDING = Reflect.name
+"""What `harden` chooses integers with unless it is told otherwise."""
 
 
 def register(defense: Defense) -> Defense:

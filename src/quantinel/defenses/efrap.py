@@ -18,13 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
-import torch
 from torch import Tensor
 
+from quantinel.defenses.closed_form import reconstruct
 from quantinel.defenses.efrap_objective import FlipError, flip_costs, flipped_is_ceil
 from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
-from quantinel.quantization.rounding import broadcast_scale
-from quantinel.quantization.solver import RoundingProblem, coordinate_descent
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 
@@ -56,27 +54,14 @@ class EFRAP(BiasOption):
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Minimise the objective over floor and ceiling codes; (O, ...) int8."""
-        assert problem.statistics is not None
-        moments, cell = problem.statistics.moments, problem.cell
-        diagonal = moments.diagonal()
-        groups, size = diagonal.shape
-
-        def grouped(value: Tensor) -> Tensor:
-            return value.expand_as(problem.weight).reshape(groups, -1, size)
-
-        cost = grouped(flip_costs(problem, self.flip_error)) * self.flip_weight
-        up = grouped(flipped_is_ceil(problem))
-        unit = self.activation_weight**0.5  # of W and V: L_A is quadratic in them
-        solver = RoundingProblem(
-            weight=grouped(problem.weight) * unit,
-            moments=moments.scaled(unit),
-            scale=grouped(broadcast_scale(problem.scale, problem.weight))[:, :, :1] * unit,
-            floor=grouped(cell.floor),
-            ceil=grouped(cell.ceil),
+        cost = flip_costs(problem, self.flip_error) * self.flip_weight
+        up = flipped_is_ceil(problem)
+        return reconstruct(
+            problem,
+            problem.weight,
+            damping=self.damping,
+            sweeps=self.sweeps,
+            activation_weight=self.activation_weight,
             penalty_floor=cost * up,
             penalty_ceil=cost * ~up,
-            ridge=self.damping * diagonal.mean(dim=1).clamp_min(1e-12),
         )
-        start = torch.where(grouped(cell.nearest_is_ceil), solver.ceil, solver.floor)
-        codes = coordinate_descent(solver, start, self.sweeps)
-        return codes.reshape(problem.weight.shape).to(torch.int8)

@@ -6,6 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quantinel.detectors import (
+    block_outliers,
+    edge_atoms,
+    on_grid,
+    pruning_influence,
+    residual_coherence,
+    residual_fit,
+    second_moment,
+)
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
 from quantinel.plugins import add
@@ -50,6 +59,55 @@ DETECTORS: dict[str, Detector] = {
             "weights",
             WeightResiduals,
             detect_crowding,
+        ),
+        Detector(
+            "edge-atoms",
+            "many weights at one distance from the edge of their rounding cell, whatever the distance",
+            "weights",
+            edge_atoms.EdgeAtoms,
+            edge_atoms.detect,
+        ),
+        Detector(
+            "residual-fit",
+            "distribution of the rounding residuals against placebo grids (Kuiper)",
+            "weights",
+            residual_fit.ResidualFit,
+            residual_fit.detect,
+        ),
+        Detector(
+            "second-moment",
+            "weights herded to the centres or the edges of their rounding cells",
+            "weights",
+            second_moment.SecondMoment,
+            second_moment.detect,
+        ),
+        Detector(
+            "residual-coherence",
+            "rounding residuals of one neuron that pull the same way",
+            "weights",
+            residual_coherence.ResidualCoherence,
+            residual_coherence.detect,
+        ),
+        Detector(
+            "block-outliers",
+            "one huge weight in blocks of others, which makes quantizers drop the others",
+            "weights",
+            block_outliers.BlockOutliers,
+            block_outliers.detect,
+        ),
+        Detector(
+            "pruning-influence",
+            "filters that a pruner removes first although the network listens to them",
+            "weights",
+            pruning_influence.PruningInfluence,
+            pruning_influence.detect,
+        ),
+        Detector(
+            "on-grid",
+            "weights that are exactly points of the grid: information on models that were quantized before",
+            "weights",
+            on_grid.OnGrid,
+            on_grid.detect,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors.budget import Budget
+from quantinel.detectors.layer_residuals import LayerResiduals, graph_residuals
 from quantinel.errors import NotAssessable
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -49,6 +51,22 @@ class Subject:
             given = 0 if self.images is None else len(self.images)
             raise NotAssessable(f"needs at least {at_least} images of the model's own kind, got {given}; give --data")
         return self.images
+
+    def within(self, budget: Budget) -> Subject:
+        """The same subject, what was measured for it included, with another budget."""
+        twin = copy.copy(self)
+        object.__setattr__(twin, "budget", budget)
+        return twin
+
+    def keep(self, twin: Subject) -> None:
+        """Take over what was measured for a subject of `within`, so that it is measured once."""
+        for name, value in vars(twin).items():
+            self.__dict__.setdefault(name, value)
+
+    @cached_property
+    def residuals(self) -> tuple[LayerResiduals, ...]:
+        """Rounding residuals of the weights by layer, measured once for all detectors that need no images."""
+        return graph_residuals(self.graph, self.scheme, self.seed)
 
     @cached_property
     def calibration(self) -> Calibration:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from quantinel.audit import checks
-from quantinel.audit.report import Check, LayerRow, Report, ResidualHistogram, Verification
+from quantinel.audit.report import Check, Finding, LayerRow, Report, Verification
 from quantinel.backends.runtime import Execution, runtime_name
 from quantinel.backends.verification import IntegerComparison, OutputComparison
 from quantinel.data.images import ImageSet
@@ -21,6 +18,7 @@ from quantinel.data.triggers import Trigger
 from quantinel.detectors.weight_residuals import Residuals
 from quantinel.model.graph import float_products
 from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment, histogram
 from quantinel.pipeline.measure import Variant, evaluation_row, examples, rate
 from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.reconstruction import LayerOutcome, RoundingMethod
@@ -55,6 +53,7 @@ class Run:
     hardened: QuantizedModel
     outcomes: tuple[LayerOutcome, ...]
     residuals: Residuals
+    input_findings: list[Finding]
     verified: Verified
     variants: tuple[Variant, Variant, Variant]
     seconds: dict[str, float]
@@ -93,7 +92,7 @@ def build_report(run: Run) -> Report:
         checks.agreement_check(floating, final, run.scheme),
         checks.trigger_check(floating, final),
     ]
-    findings = [checks.residual_finding(run.residuals, run.scheme)]
+    findings = list(run.input_findings)
     woken = checks.trigger_finding(floating, nearest)
     if woken is not None:
         findings.insert(0, woken)
@@ -117,21 +116,10 @@ def build_report(run: Run) -> Report:
             "seed": run.seed,
             "command": run.command,
         },
-        model={
-            "name": run.model.name,
-            "architecture": run.model.architecture,
-            "input_shape": list(run.model.input_shape),
-            "num_classes": run.model.num_classes,
-            "quantized_weights": sum(layer.codes.numel() for layer in layers.values()),
-            "sha256": run.model.sha256,
-        },
+        model=describe_model(run.model, sum(layer.codes.numel() for layer in layers.values())),
         data={
-            "calibration": {**_described(run.calibration), "used_to_choose_integers": run.outcomes[0].images},
-            "evaluation": {
-                **_described(run.evaluation),
-                "labelled": run.evaluation.labels is not None,
-                "class_names": list(run.evaluation.class_names or ()),
-            },
+            "calibration": {**describe_images(run.calibration), "used_to_choose_integers": run.outcomes[0].images},
+            "evaluation": {**describe_images(run.evaluation), **describe_labels(run.evaluation)},
         },
         trigger=None if run.trigger is None else {**run.trigger.to_dict(), "target_class": run.target_class},
         checks=all_checks,
@@ -153,13 +141,7 @@ def build_report(run: Run) -> Report:
             )
             for name, layer in layers.items()
         ],
-        residuals=ResidualHistogram(
-            edges=run.residuals.edges.tolist(),
-            grid=run.residuals.grid.tolist(),
-            placebo=run.residuals.placebo.tolist(),
-            edge_share=run.residuals.edge_share,
-            placebo_edge_share=run.residuals.placebo_edge_share,
-        ),
+        residuals=histogram(run.residuals),
         verification=Verification(
             layers_equal=len(run.verified.integers.equal),
             layers=len(layers),
@@ -171,18 +153,8 @@ def build_report(run: Run) -> Report:
         ),
         examples=[] if run.stamped is None else examples(run.evaluation, run.stamped, run.variants),
         seconds={stage: round(value, 3) for stage, value in run.seconds.items()},
-        environment={
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "onnxruntime": metadata.version("onnxruntime"),
-            "onnx": metadata.version("onnx"),
-            "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        },
+        environment=environment(),
     )
-
-
-def _described(images: ImageSet) -> dict[str, Any]:
-    return {"name": images.name, "n": len(images), "sha256": images.sha256()}
 
 
 def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
@@ -198,7 +170,7 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
 
 def _not_checked(run: Run) -> list[str]:
     items = [
-        "Unknown triggers: this run did not search for them (no trigger inversion).",
+        "Unknown triggers, and whether the input holds a backdoor at all: `quantinel scan` looks for both.",
         "A backdoor that is awake in the float model itself: hardening returns to the float model's behaviour, "
         "its faults included.",
         "Other runtimes and processors than the one named below.",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -25,14 +22,16 @@ from quantinel.backends.verification import (
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger
-from quantinel.defenses import rounding_method
+from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
 from quantinel.detectors.weight_residuals import weight_residuals
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, write_probe
 from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
+from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels, check_trigger
+from quantinel.pipeline.input_findings import input_findings
 from quantinel.pipeline.measure import Variant, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
@@ -59,23 +58,12 @@ class HardenOptions:
     """
 
     scheme: QuantScheme = field(default_factory=QuantScheme)
-    rounding: RoundingMethod = field(default_factory=lambda: rounding_method("efrap"))
+    rounding: RoundingMethod = field(default_factory=lambda: rounding_method(DEFAULT_ROUNDING))
     backend: str = "onnxruntime-x86"
     calibration_images: int = 256
     seed: int = 0
     keep_probe: bool = True
     overwrite: bool = False
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def harden(
@@ -114,7 +102,7 @@ def harden(
     profile = profile_named(options.backend)
     check_trigger(trigger, target_class, model.num_classes)
     check_output(output, options.overwrite)
-    clock = _Clock()
+    clock = Clock()
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
     if calibration is None:
@@ -125,7 +113,9 @@ def harden(
     with clock.measure("calibrate"):
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
+    with clock.measure("look at the weights"):
         residuals = weight_residuals(graph, options.scheme)
+        noticed = input_findings(graph, options.scheme, residuals, options.seed)
     with clock.measure("choose integers"):
         hardened, outcomes = choose_codes(graph, ranges, options.rounding, seed=options.seed, progress=progress)
     version = metadata.version("quantinel")
@@ -145,7 +135,8 @@ def harden(
             model=model, scheme=options.scheme, rounding=options.rounding, backend=options.backend,
             seed=options.seed, command=command, calibration=calibration, evaluation=evaluation,
             trigger=trigger, target_class=target_class, stamped=stamped, hardened=hardened, outcomes=outcomes,
-            residuals=residuals, verified=verified, variants=variants, seconds=clock.seconds, version=version,
+            residuals=residuals, input_findings=noticed, verified=verified, variants=variants,
+            seconds=clock.seconds, version=version,
         )  # fmt: skip
         report = build_report(run)
         finish_folder(folder, report, recipe(run), model.sha256)

@@ -68,6 +68,8 @@ def choose_codes(
     """
     if bias_correction is None:
         bias_correction = isinstance(method, BiasOption) and method.bias_correction
+        if isinstance(method, BiasOption) and method.corrects_where_possible:
+            bias_correction &= calibration.scheme.activations == "static"
     if method.needs == "batch-norm" and not graph.batch_norms:
         raise UnsupportedError(
             f"{method.name} is not applicable: it needs the running statistics of BatchNorm layers, and this network "

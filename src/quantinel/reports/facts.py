@@ -9,6 +9,7 @@ from statistics import median
 from typing import Literal
 
 from quantinel.audit.report import Check, EvaluationRow, LayerRow, Report
+from quantinel.audit.scan_report import ScanCheck, ScanReport
 
 Judgement = Literal["correct", "target", "wrong", "unknown"]
 Variant = Literal["float", "nearest", "hardened"]
@@ -23,12 +24,12 @@ def row_of(report: Report, variant: Variant) -> EvaluationRow | None:
     return max(rows, key=lambda row: _TRUST[row.backend], default=None)
 
 
-def model_source(report: Report) -> str:
+def model_source(report: Report | ScanReport) -> str:
     """Where the input model came from: a path, or a name such as ``timm:resnet18``."""
     return str(report.request.get("source") or report.request.get("model") or "")
 
 
-def model_name(report: Report) -> str:
+def model_name(report: Report | ScanReport) -> str:
     """Name of the input model, or where it came from."""
     return str(report.model.get("name") or model_source(report) or "unnamed model")
 
@@ -96,6 +97,14 @@ def count_checks(checks: list[Check]) -> CheckCounts:
     return CheckCounts(counts["pass"], counts["fail"], failed_required, counts["not_run"])
 
 
+def counted(checks: list[ScanCheck]) -> str:
+    """How many checks of a scan passed, failed and could not judge, as a sentence."""
+    found = Counter(check.status for check in checks)
+    words = {"pass": "passed", "fail": "failed", "undecided": "undecided", "not_run": "not run"}
+    parts = [f"{found[status]} {word}" for status, word in words.items() if found[status] or word == "failed"]  # type: ignore[index]
+    return f"{len(checks)} checks: {', '.join(parts)}."
+
+
 @dataclass(frozen=True)
 class LayerOverview:
     """All layers in a few figures.
@@ -143,3 +152,8 @@ def layer_overview(layers: list[LayerRow]) -> LayerOverview | None:
 def layers_to_see_first(layers: list[LayerRow], count: int) -> list[LayerRow]:
     """Layers that ran in float, then those with most weights at a rounding boundary."""
     return sorted(layers, key=lambda layer: (layer.executed is not None, -layer.edge_share))[:count]
+
+
+def stages(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    """Time by stage, without the total."""
+    return [(stage, spent) for stage, spent in seconds.items() if stage != "total"]

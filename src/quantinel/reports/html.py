@@ -34,7 +34,6 @@ def render_html(report: Report) -> str:
             panels=_panels(report),
             overview=facts.layer_overview(report.layers),
             counts=facts.count_checks(report.checks),
-            stages=_stages(report.seconds),
             layers_shown=_LAYERS_SHOWN,
             first_layers=facts.layers_to_see_first(report.layers, _LAYERS_FIRST),
             examples=report.examples[:_EXAMPLES_SHOWN],
@@ -96,10 +95,6 @@ def _trigger(report: Report) -> dict[str, Any]:
     """The trigger with the name of its class in place of the number."""
     target = facts.target_name(report)
     return (report.trigger or {}) | ({} if target is None else {"target_class": target})
-
-
-def _stages(seconds: dict[str, float]) -> list[tuple[str, float]]:
-    return [(stage, spent) for stage, spent in seconds.items() if stage != "total"]
 
 
 @cache

@@ -18,6 +18,7 @@ from quantinel.reports import wording
 from quantinel.reports.svg import at, chart, element
 
 _ROW, _BAR, _AXIS = 56, 16, 30
+_CLASS_ROW = 42
 _PLOT_TOP, _PLOT_HEIGHT = 26, 190
 
 
@@ -169,3 +170,64 @@ def meter(share: float, kind: str, mark: float | None = None) -> Markup:
         parts.append(element("line", x1=at(mark), x2=at(mark), y1="0", y2="100%", class_="whisker"))
     content = Markup("").join(parts)
     return element("svg", content, class_="meter", width="100%", height="6", aria_hidden="true")
+
+
+@dataclass(frozen=True)
+class ClassBar:
+    """Share of the images that two models answer with one class, in [0, 1]."""
+
+    name: str
+    floating: float
+    compressed: float
+
+
+def class_bars(title: str, bars: Sequence[ClassBar]) -> Markup:
+    """Two bars a class, float above compressed, on one scale from 0."""
+    largest = max((max(bar.floating, bar.compressed) for bar in bars), default=0.0) or 1.0
+    parts: list[Markup] = []
+    for index, bar in enumerate(bars):
+        top = index * _CLASS_ROW
+        figures = f"{wording.share(bar.floating)} → {wording.share(bar.compressed)}"
+        parts += _named_bar(bar.name, figures, top)
+        parts.append(_flat_bar(bar.floating / largest, top + 20, "float"))
+        parts.append(_flat_bar(bar.compressed / largest, top + 27, "nearest"))
+    described = "; ".join(
+        f"{bar.name}: {wording.share(bar.floating)} in float, {wording.share(bar.compressed)} compressed"
+        for bar in bars
+    )
+    return chart(title, described, _CLASS_ROW * len(bars), parts)
+
+
+@dataclass(frozen=True)
+class ScoreBar:
+    """A detector's figure for one class; ``suspect`` is the class that it names."""
+
+    name: str
+    score: float
+    suspect: bool
+
+
+def score_bars(title: str, bars: Sequence[ScoreBar]) -> Markup:
+    """One bar a class, on one scale from 0; figures below 0 have no bar."""
+    largest = max((bar.score for bar in bars), default=0.0)
+    largest = largest if largest > 0 else 1.0
+    parts: list[Markup] = []
+    for index, bar in enumerate(bars):
+        top = index * _CLASS_ROW
+        parts += _named_bar(bar.name + (" (suspected)" if bar.suspect else ""), wording.figure(bar.score), top)
+        parts.append(_flat_bar(bar.score / largest, top + 21, "nearest" if bar.suspect else "plain", 10))
+    described = "; ".join(f"{bar.name}: {wording.figure(bar.score)}" for bar in bars)
+    return chart(title, described, _CLASS_ROW * len(bars), parts)
+
+
+def _named_bar(name: str, figure: str, top: int) -> list[Markup]:
+    """The line above a bar."""
+    return [
+        element("text", name, x="0", y=top + 15, class_="name"),
+        element("text", figure, x="100%", y=top + 15, text_anchor="end", class_="note"),
+    ]
+
+
+def _flat_bar(share: float, y: int, kind: str, height: int = 6) -> Markup:
+    track = element("rect", x="0", y=y, width="100%", height=height, class_="track")
+    return track + element("rect", x="0", y=y, width=at(share), height=height, class_=f"bar {kind}")

@@ -58,7 +58,7 @@ def render_sarif(report: Report) -> dict[str, Any]:
             }
         },
         "invocations": [_invocation(report)],
-        "artifacts": [_artifact(report)],
+        "artifacts": [artifact(_uri(report), report.model.get("sha256"))],
         "results": [_result(problem, indices[problem.rule_id], report) for problem in problems],
         "columnKind": "unicodeCodePoints",
         "properties": {
@@ -68,6 +68,11 @@ def render_sarif(report: Report) -> dict[str, Any]:
             "verification": json.loads(report.model_dump_json(include={"verification"}))["verification"],
         },
     }
+    return log(run)
+
+
+def log(run: dict[str, Any]) -> dict[str, Any]:
+    """A log file of one run."""
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
@@ -157,12 +162,13 @@ def _uri(report: Report) -> str:
     return model_uri(facts.model_source(report) or facts.model_name(report))
 
 
-def _artifact(report: Report) -> dict[str, Any]:
-    artifact: dict[str, Any] = {"location": {"uri": _uri(report)}, "roles": ["analysisTarget"]}
-    digest = str(report.model.get("sha256", "")).lower()
+def artifact(uri: str, sha256: object) -> dict[str, Any]:
+    """The model, as the artifact that was analysed; its hash where it is one."""
+    described: dict[str, Any] = {"location": {"uri": uri}, "roles": ["analysisTarget"]}
+    digest = str(sha256 or "").lower()
     if _SHA256.fullmatch(digest):
-        artifact["hashes"] = {"sha-256": digest}
-    return artifact
+        described["hashes"] = {"sha-256": digest}
+    return described
 
 
 def _invocation(report: Report) -> dict[str, Any]:
@@ -184,12 +190,13 @@ def _invocation(report: Report) -> dict[str, Any]:
     }
     if command := report.request.get("command"):
         invocation["commandLine"] = wording.one_line(wording.command_line(command))
-    if ended := _utc(report.created):
+    if ended := utc(report.created):
         invocation["endTimeUtc"] = ended
     return invocation
 
 
-def _utc(created: str) -> str | None:
+def utc(created: str) -> str | None:
+    """An ISO 8601 time in UTC; None where it names no zone or is none."""
     try:
         time = datetime.fromisoformat(created)
     except ValueError:

@@ -19,6 +19,18 @@ NOT_MEASURED = "not measured"
 VARIANTS = {"float": "Float", "nearest": "Nearest", "hardened": "Hardened"}
 BACKENDS = {"float": "PyTorch", "simulated": "simulated", "onnxruntime": "ONNX Runtime"}
 STATUSES = {"pass": "Passed", "fail": "Failed", "not_run": "Not run"}
+SCAN_STATUSES = {"pass": "passed", "fail": "FAILED", "undecided": "undecided", "not_run": "not run"}
+SCAN_LEVELS = {"note": "note", "warning": "warning", "error": "SERIOUS"}
+OUTCOMES = {
+    "applied": "was accepted",
+    "expired": "was accepted, but that has expired: it counts again",
+    "unused": "is accepted, but was not found",
+}
+SCAN_VERDICTS = {
+    "PASS": "Every required check ran and passed. This is no proof: read what the scan could not see.",
+    "FAIL": "A check found what harmless models do not show: do not deploy the ordinary compression of this model.",
+    "INCONCLUSIVE": "A required check could not judge this model: there is no verdict.",
+}
 LEVELS = {"info": "Note", "warning": "Warning", "error": "Serious"}
 VERDICTS = {
     "PASS": "Every required check of the emitted model ran and passed.",
@@ -28,7 +40,7 @@ VERDICTS = {
 
 _LISTED = 12
 _COMMANDS = ("quantinel ", "python ", "python3 ", "pip ", "$ ")
-_LABELS = {"num_classes": "Classes", "class_names": "Names of the classes"}
+_LABELS = {"num_classes": "Classes", "p_value": "P-value", "class_names": "Names of the classes"}
 _SPELLED = {"sha256": "SHA-256", "onnx": "ONNX", "onnxruntime": "ONNX Runtime", "cpu": "CPU", "gpu": "GPU"}
 
 

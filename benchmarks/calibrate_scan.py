@@ -1,0 +1,224 @@
+"""Fit the thresholds of `quantinel scan` on detection rows of a suite, and measure their false-positive rates.
+
+    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [-o FILE] [--results DIR]
+
+The split names recipes of harmless models and the rows that belong to them, as patterns of MODEL/ATTACK (the suite's
+own labels):
+
+    [fit]
+    clean = ["clean-*/none"]
+    bf16-cast = ["*-bf16/none"]
+    [judge]
+    pruned = ["*-pruned/none"]
+
+Thresholds are fitted on the recipes under `fit`, and what is written as their false-positive rate is counted on those
+under `judge`. No recipe and no model may be in both, and every harmless model must belong to a recipe: neither can be
+chosen after seeing the scores. Attacked models take no part; the share of them beyond each threshold is printed.
+
+A score's threshold is the k-th largest of n fitted scores, k = floor(alpha (n + 1)): under exchangeability a further
+harmless model lies above it with probability at most alpha. With fewer models than 1 / alpha - 1 there is no such k;
+the threshold is then the largest score and, as a margin, once more its distance from the median. A p-value's threshold
+is alpha, or half of the smallest fitted p-value if that is smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import shlex
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import median
+
+from quantinel.audit.report import Rate
+from quantinel.audit.thresholds import ASSET, Statistic, Threshold, Thresholds
+from quantinel.bench.row_file import read_rows
+from quantinel.bench.rows import ResultRow, commit
+from quantinel.errors import InputError, QuantinelError, UsageError
+from quantinel.files import write_file
+from quantinel.metrics import Proportion
+from quantinel.quantization.scheme import parse_scheme
+
+ROOT = Path(__file__).parents[1]
+HALVES = ("fit", "judge")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How harmless models were made: the half of the split it is in, and patterns of MODEL/ATTACK."""
+
+    name: str
+    half: str
+    patterns: tuple[str, ...]
+
+
+def read_split(path: Path) -> list[Recipe]:
+    """Read a split.
+
+    Raises:
+        InputError: missing, no TOML, or a recipe in both halves.
+    """
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no split ({error}); see the head of benchmarks/calibrate_scan.py") from error
+    if set(tables) != set(HALVES) or not all(isinstance(tables[half], dict) and tables[half] for half in HALVES):
+        raise InputError(f"{path}: give recipes under [fit] and under [judge], and nothing else")
+    both = sorted(set(tables["fit"]) & set(tables["judge"]))
+    if both:
+        raise InputError(f"{path}: {', '.join(both)} is both fitted and judged; move it to one half")
+    return [Recipe(name, half, tuple(patterns)) for half in HALVES for name, patterns in tables[half].items()]
+
+
+def recipe_of(row: ResultRow, recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe of a harmless model.
+
+    Raises:
+        UsageError: none, or more than one.
+    """
+    label = f"{row.model}/{row.attack_variant}"
+    found = [recipe for recipe in recipes if any(fnmatchcase(label, pattern) for pattern in recipe.patterns)]
+    if len(found) != 1:
+        named = ", ".join(recipe.name for recipe in found) or "none"
+        raise UsageError(f"{label} belongs to {named} of the recipes; every harmless model needs exactly one")
+    return found[0]
+
+
+def usable(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The newest row of every cell that scored a model on a grid with a detector's default options."""
+    newest = {row.cell: row for row in rows if row.detector is not None}
+    return [
+        row for row in newest.values()
+        if row.status == "ok" and "detector" not in row.settings and "score" in row.extra and bits_of(row) is not None
+    ]  # fmt: skip
+
+
+def bits_of(row: ResultRow) -> int | None:
+    """Weight bits of a row's scheme; None for float and for pruning."""
+    try:
+        return parse_scheme(row.scheme).weight_bits
+    except UsageError:
+        return None
+
+
+def figure(row: ResultRow, statistic: Statistic) -> float:
+    """A row's score or p-value."""
+    return float(row.extra[statistic])
+
+
+def limit(values: Sequence[float], statistic: Statistic, alpha: float) -> float:
+    """The threshold of fitted values; the head of this file says how."""
+    if statistic == "p_value":
+        return min(alpha, min(values) / 2 if min(values) <= alpha else alpha)
+    k = math.floor(alpha * (len(values) + 1))
+    ordered = sorted(values, reverse=True)
+    return ordered[k - 1] if k else ordered[0] + (ordered[0] - median(ordered))
+
+
+def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> list[Threshold]:
+    """A threshold for every detector and number of bits that both halves have models for.
+
+    Raises:
+        UsageError: a harmless model without a recipe, or one model in both halves.
+    """
+    harmless = [row for row in rows if row.attack == "none"]
+    recipe = {row.cell: recipe_of(row, recipes) for row in harmless}
+    entries = []
+    for detector, bits in sorted({(row.detector or "", bits_of(row) or 0) for row in harmless}):
+        own = [row for row in harmless if (row.detector, bits_of(row)) == (detector, bits)]
+        halves = {half: [row for row in own if recipe[row.cell].half == half] for half in HALVES}
+        shared = {row.key for row in halves["fit"]} & {row.key for row in halves["judge"]}
+        if shared:
+            cells = ", ".join(row.cell for row in own if row.key in shared)
+            raise UsageError(f"the same model is fitted and judged: {cells}; take it out of one half")
+        if not halves["fit"] or not halves["judge"]:
+            print(f"{detector} at {bits} bits: models in one half only, left out", file=sys.stderr)
+            continue
+        statistic: Statistic = "p_value" if all("p_value" in row.extra for row in own) else "score"
+        values = {half: [figure(row, statistic) for row in halves[half]] for half in HALVES}
+        threshold = limit(values["fit"], statistic, alpha)
+        entry = Threshold(
+            detector=detector,
+            statistic=statistic,
+            weight_bits=(bits, bits),
+            threshold=threshold,
+            false_positives=Rate(percent=0.0, interval95=(0.0, 100.0), hits=0, n=len(values["judge"])),
+            fitted_on=sorted({recipe[row.cell].name for row in halves["fit"]}),
+            fitted_models=len(values["fit"]),
+            judged_on=sorted({recipe[row.cell].name for row in halves["judge"]}),
+            images=min(int(row.extra.get("images", 0)) for row in own),
+        )
+        counted = Proportion(sum(map(entry.exceeded_by, values["judge"])), len(values["judge"]))
+        entries.append(entry.model_copy(update={"false_positives": Rate.model_validate(counted.to_dict())}))
+    return entries
+
+
+def caught(rows: Sequence[ResultRow], entry: Threshold) -> dict[str, Proportion]:
+    """By attack, how many attacked models lie beyond a threshold."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.attack != "none" and (row.detector, bits_of(row)) == (entry.detector, entry.weight_bits[0]):
+            found.setdefault(row.attack_variant, []).append(entry.exceeded_by(figure(row, entry.statistic)))
+    return {attack: Proportion(sum(hits), len(hits)) for attack, hits in sorted(found.items())}
+
+
+def calibrate(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float, command: str) -> Thresholds:
+    """Fit all thresholds, with where they come from."""
+    chosen = usable(rows)
+    if not chosen:
+        raise InputError("there are no rows of detectors; run a suite with detectors first")
+    text = "\n".join(sorted(row.model_dump_json() for row in chosen))
+    return Thresholds(
+        alpha=alpha,
+        suite=chosen[0].suite,
+        rows_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        commit=commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        entries=fit(chosen, recipes, alpha),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite")
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("-o", "--output", type=Path, default=ROOT / "src" / "quantinel" / "audit" / ASSET)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    given = parser.parse_args(arguments)
+    command = shlex.join(
+        [
+            "python",
+            "benchmarks/calibrate_scan.py",
+            given.suite,
+            "--split",
+            given.split.name,
+            "--alpha",
+            str(given.alpha),
+        ]
+    )
+    try:
+        rows = read_rows(given.results / f"{given.suite}.jsonl")
+        found = calibrate(rows, read_split(given.split), given.alpha, command)
+        write_file(given.output, (found.model_dump_json(indent=2) + "\n").encode())
+    except QuantinelError as error:
+        print(f"calibrate_scan: {error}", file=sys.stderr)
+        return error.exit_code
+    for entry in found.entries:
+        rate = Proportion(entry.false_positives.hits, entry.false_positives.n)
+        print(f"{entry.detector} at {entry.weight_bits[0]} bits: {entry.statistic} {entry.threshold:.4g}, "
+              f"false positives {rate}")  # fmt: skip
+        for attack, share in caught(usable(rows), entry).items():
+            print(f"    {attack}: caught {share}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Calibrated thresholds: what a detector's figure must pass to count, and how often harmless models pass it.
+
+The file is written by ``benchmarks/calibrate_scan.py``: thresholds are fitted on some recipes of harmless models and
+their false-positive rate is measured on others. A detector without an entry for a number of bits is not calibrated
+there: it can warn, and neither fail nor pass a model.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from quantinel.audit.report import Rate
+from quantinel.errors import InputError
+
+ASSET = "thresholds.json"
+Statistic = Literal["score", "p_value"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Threshold(_Strict):
+    """One detector on one range of bits, with its default options.
+
+    Attributes:
+        detector: name as in ``quantinel list detectors``.
+        statistic: "score" fails above the threshold, "p_value" at or below it.
+        weight_bits: smallest and largest number of weight bits that it holds for.
+        threshold: the limit.
+        false_positives: harmless models beyond the limit, among models that took no part in fitting it.
+        fitted_on: recipes of the harmless models that it was fitted on.
+        fitted_models: how many they were.
+        judged_on: recipes of those that ``false_positives`` was counted on; none of ``fitted_on``.
+        images: fewest images that a detector had in either; 0 for detectors that need none.
+    """
+
+    detector: str = Field(min_length=1)
+    statistic: Statistic
+    weight_bits: tuple[int, int]
+    threshold: FiniteFloat
+    false_positives: Rate
+    fitted_on: list[str] = Field(min_length=1)
+    fitted_models: int = Field(ge=1)
+    judged_on: list[str] = Field(min_length=1)
+    images: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Threshold:
+        low, high = self.weight_bits
+        if not 2 <= low <= high <= 8:
+            raise ValueError(f"weight_bits {self.weight_bits} is no range within 2 to 8")
+        both = sorted(set(self.fitted_on) & set(self.judged_on))
+        if both:
+            raise ValueError(f"{self.detector} was fitted on recipes that it is judged on: {', '.join(both)}")
+        if self.false_positives.n < 1:
+            raise ValueError(f"the false-positive rate of {self.detector} was counted on no model")
+        return self
+
+    def exceeded_by(self, value: float) -> bool:
+        """Whether a figure counts as suspicious."""
+        return value > self.threshold if self.statistic == "score" else value <= self.threshold
+
+
+class Thresholds(_Strict):
+    """The whole file.
+
+    Attributes:
+        alpha: false-positive rate that was aimed at.
+        suite: of the benchmark rows, "" where there are none yet.
+        rows_sha256: hash of the rows.
+        commit, created, command: of the fit.
+        entries: the thresholds; no two for the same detector and bits.
+    """
+
+    format: Literal["quantinel-thresholds-1"] = "quantinel-thresholds-1"
+    alpha: float = Field(gt=0, lt=1)
+    suite: str
+    rows_sha256: str
+    commit: str
+    created: str
+    command: str
+    entries: list[Threshold]
+
+    @model_validator(mode="after")
+    def _check(self) -> Thresholds:
+        for first, second in combinations(self.entries, 2):
+            overlap = max(first.weight_bits[0], second.weight_bits[0]) <= min(
+                first.weight_bits[1], second.weight_bits[1]
+            )
+            if first.detector == second.detector and overlap:
+                raise ValueError(f"{first.detector} has two thresholds for the same number of bits")
+        return self
+
+    def find(self, detector: str, weight_bits: int) -> Threshold | None:
+        """The entry of a detector for a number of bits; None where it is not calibrated."""
+        return next(
+            (
+                entry
+                for entry in self.entries
+                if entry.detector == detector and entry.weight_bits[0] <= weight_bits <= entry.weight_bits[1]
+            ),
+            None,
+        )
+
+
+def load_thresholds(path: Path | None = None) -> Thresholds:
+    """Read a file of thresholds; without a path, the one that comes with Quantinel.
+
+    Raises:
+        InputError: it cannot be read, or is not of this schema.
+    """
+    name = ASSET if path is None else str(path)
+    try:
+        source = resources.files("quantinel.audit").joinpath(ASSET) if path is None else path
+        return Thresholds.model_validate_json(source.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); give a file of thresholds") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 text; write it again with benchmarks/calibrate_scan.py") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(
+            f"{name} holds no valid thresholds: {where}: {first['msg']}; write it again with "
+            "benchmarks/calibrate_scan.py"
+        ) from error

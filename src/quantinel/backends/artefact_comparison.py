@@ -1,0 +1,347 @@
+"""A shipped quantized file against the float model that it is said to come from. The quantizer may be the attacker.
+
+QuRA (NDSS 2026; specification of the attacks, 6.1) plants a backdoor by choosing the integers alone, with a clean float
+model. So every integer is held against nearest rounding of its float weight on the file's own grid. Rounding that was
+chosen on purpose is no proof: AdaRound, EFRAP and this project's defenses move many weights to the other neighbour, and
+GPTQ further. Three cases are told apart: nearest rounding, which no one could use to hide anything; other neighbours,
+which need an explanation; and integers that are not from these weights at all.
+
+What cannot be matched or read is listed as not assessed and never counted as fine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from quantinel.backends.artefact import read_integers
+from quantinel.backends.artefact_structure import StructureNote, structure_notes
+from quantinel.backends.layer_matching import correlation, match_layers
+from quantinel.backends.shipped_layers import Array, ShippedLayer, shipped_layers
+from quantinel.backends.verification import load_onnx
+from quantinel.errors import NotAssessable, VerificationError
+from quantinel.model.graph import FloatGraph, Layer
+from quantinel.quantization.quantized_model import QuantizedLayer
+
+Level = Literal["info", "warning", "error"]
+
+_TIE = 1e-3
+"""Weights this close to the middle between two codes may round either way: folding differs in the last digits."""
+_NEAREST = 1e-3
+"""Share of other roundings up to which a layer counts as rounded to nearest."""
+_SAME_WEIGHTS = 0.9
+"""Share of nearest rounding's correlation below which the integers are not from these weights."""
+_NARROWEST, _WIDEST = 0.3, 1.5
+"""Range of the grid over the range of the weights that range rules give; least squares at 4 bits goes down to 0.4."""
+_MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """One layer of the file against the float weights.
+
+    Attributes:
+        name: of the float model.
+        shipped: name in the file.
+        weights: compared.
+        other: share of weights that are not rounded to nearest (clipping is part of nearest rounding).
+        beyond: share further than one code from the weight: no rounding, up or down, gives these.
+        largest: largest distance between code and weight, in steps.
+        coverage: (smallest, largest) range of the grid over the range of the weights; 1 for min-max scales.
+        asymmetric: whether zero points differ from the middle of the grid.
+        correlation: cosine of the file's weights and the float weights.
+        nearest_correlation: what nearest rounding on the file's grid would have.
+        energy: mean over output channels of (sum of e)^2 / sum of e^2, e = code - weight in steps: 1 where rounding
+            errors are independent, larger where they pull one way.
+        bias: largest difference of the biases, relative to the largest float bias; None where not compared.
+    """
+
+    name: str
+    shipped: str
+    weights: int
+    other: float
+    beyond: float
+    largest: float
+    coverage: tuple[float, float]
+    asymmetric: bool
+    correlation: float
+    nearest_correlation: float
+    energy: float
+    bias: float | None
+
+
+@dataclass(frozen=True)
+class ArtefactFinding:
+    """Something that the comparison noticed.
+
+    Attributes:
+        id: stable name.
+        level: "error" for what no quantizer does, "warning" for what needs an explanation, "info" otherwise.
+        layer: that it is about, or None.
+        detail: figures in a sentence.
+    """
+
+    id: str
+    level: Level
+    layer: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class ArtefactComparison:
+    """The whole file.
+
+    Attributes:
+        layers: compared, in the order of the float model.
+        findings: errors first.
+        not_assessed: sentences on what could not be compared; never empty when a layer is missing.
+        other: share of all compared weights that are not rounded to nearest.
+    """
+
+    layers: tuple[LayerDifference, ...]
+    findings: tuple[ArtefactFinding, ...]
+    not_assessed: tuple[str, ...]
+    other: float
+
+
+def compare_artefact(graph: FloatGraph, path: Path) -> ArtefactComparison:
+    """Compare a shipped file with a float model.
+
+    Args:
+        graph: folded float network.
+        path: an ONNX file, a hardened folder (its ``model.onnx``), or ``quantized.safetensors`` of one.
+
+    Raises:
+        VerificationError: missing, truncated or not valid.
+        NotAssessable: not one layer can be compared.
+    """
+    if path.suffix == ".safetensors":
+        return compare_stored(graph, read_integers(path).layers)
+    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path))
+
+
+def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> ArtefactComparison:
+    """Compare integers of this project's own format.
+
+    Raises:
+        NotAssessable: not one layer can be compared.
+    """
+    shipped = [
+        ShippedLayer(
+            name, layer.layer.kind, "", layer.codes.numpy().astype(np.int32), layer.weight().double().numpy(),
+            layer.scale.double().numpy().reshape(-1), np.zeros(1, np.int32), 255.0,
+            None if (bias := layer.bias()) is None else bias.double().numpy(),
+        )
+        for name, layer in stored.items()
+    ]  # fmt: skip
+    return _compare(graph, shipped, [])
+
+
+def compare_model(graph: FloatGraph, model: onnx.ModelProto) -> ArtefactComparison:
+    """Compare an ONNX model.
+
+    Raises:
+        VerificationError: more layers than any network of the float model's size has.
+        NotAssessable: not one layer can be compared.
+    """
+    shipped = shipped_layers(model)
+    if len(shipped) > _MOST_LAYERS:
+        raise VerificationError(f"the file has {len(shipped)} layers; at most {_MOST_LAYERS} are compared")
+    return _compare(graph, shipped, structure_notes(graph, model))
+
+
+def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence[StructureNote]) -> ArtefactComparison:
+    matching = match_layers(graph, shipped)
+    findings = [ArtefactFinding(note.id, note.level, None, note.detail) for note in notes]
+    not_assessed = []
+    layers: list[LayerDifference] = []
+    for layer, item in matching.pairs:
+        if item.codes is None:
+            not_assessed.append(f"{layer.name} stays float in the file ({item.name})")
+            weight = _rows(graph.weight(layer).detach().double().numpy())
+            if item.weight is not None and correlation(weight.ravel(), item.weight.ravel()) < _SAME_WEIGHTS:
+                findings.append(_replaced(layer.name, correlation(weight.ravel(), item.weight.ravel())))
+            continue
+        found = _difference(graph, layer, item)
+        layers.append(found)
+        findings += _layer_findings(found)
+    not_assessed += [f"{layer.name} has no counterpart in the file" for layer in matching.missing]
+    if matching.reordered:
+        findings.append(
+            ArtefactFinding(
+                "layers-reordered", "warning", matching.reordered[0],
+                f"the file runs {', '.join(matching.reordered[:5])} earlier than the float model does; exporters "
+                "may do so with parallel branches, layers in a chain must not change places",
+            )
+        )  # fmt: skip
+    for item in matching.additional:
+        if item.problem:
+            not_assessed.append(f"{item.name} ({item.operator}): {item.problem}")
+            continue
+        shape = "x".join(map(str, item.shape))
+        findings.append(
+            ArtefactFinding(
+                "layer-added", "error", item.name,
+                f"{item.operator} with the {shape} weight {item.name} is in the file and not in the float model; a "
+                "hidden branch looks like this",
+            )
+        )  # fmt: skip
+    if not layers:
+        reason = not_assessed[0] if not_assessed else "it holds no layers"
+        raise NotAssessable(
+            f"not one layer of the file can be compared with the float model ({reason}); give the float model that "
+            "the file was made from"
+        )
+    weights = sum(layer.weights for layer in layers)
+    other = sum(layer.other * layer.weights for layer in layers) / weights
+    findings.append(_rounding(other, layers))
+    order = {"error": 0, "warning": 1, "info": 2}
+    findings.sort(key=lambda finding: order[finding.level])
+    return ArtefactComparison(tuple(layers), tuple(findings), tuple(not_assessed), other)
+
+
+def _rows(weight: Array) -> Array:
+    return weight.reshape(len(weight), -1)
+
+
+def _difference(graph: FloatGraph, layer: Layer, item: ShippedLayer) -> LayerDifference:
+    assert item.codes is not None
+    assert item.scale is not None
+    assert item.zero_point is not None
+    assert item.weight is not None
+    weight = _rows(graph.weight(layer).detach().double().numpy())
+    codes = _rows(item.codes) - item.zero_point.reshape(-1, 1)
+    scale = item.scale.reshape(-1, 1)
+    steps = weight / scale
+    low, high = _limits(item, codes)
+    wanted = np.clip(np.rint(steps), low, high)
+    tie = np.abs(np.abs(steps - np.trunc(steps)) - 0.5) < _TIE
+    error = codes - np.clip(steps, low, high)
+    other = (codes != wanted) & ~(tie & (np.abs(error) <= 0.5 + _TIE))
+    squared = np.square(error).sum(1)
+    moving = squared > 0
+    pull = np.square(error.sum(1))[moving] / squared[moving]
+    return LayerDifference(
+        layer.name,
+        item.name,
+        weight.size,
+        float(other.mean()),
+        float((np.abs(error) > 1.0 + _TIE).mean()),
+        float(np.abs(error).max()),
+        _coverage(weight, scale, low, high),
+        _asymmetric(item),
+        correlation(weight.ravel(), _rows(item.weight).ravel()),
+        correlation(weight.ravel(), (wanted * scale).ravel()),
+        float(pull.mean()) if pull.size else 1.0,
+        _bias_difference(graph, layer, item),
+    )
+
+
+def _asymmetric(item: ShippedLayer) -> bool:
+    """Whether zero points differ from the middle of the storage: 0 for signed, 128 for unsigned bytes."""
+    assert item.codes is not None
+    assert item.zero_point is not None
+    return not (
+        np.all(item.zero_point == 0) or (item.codes.min() >= 0 and np.all(item.zero_point == item.span // 2 + 1))
+    )
+
+
+def _limits(item: ShippedLayer, codes: Array) -> tuple[Array, Array]:
+    """Lowest and highest code less the zero point, (O, 1) or (1, 1).
+
+    Symmetric grids of few bits are stored in wider types, so their limits are those of the fewest bits that hold all
+    codes.
+    """
+    assert item.codes is not None
+    assert item.zero_point is not None
+    zero = item.zero_point.reshape(-1, 1)
+    if _asymmetric(item):
+        first = 0 if item.codes.min() >= 0 else -(int(item.span) // 2 + 1)
+        return first - zero, first + int(item.span) - zero
+    bits = 1
+    while codes.max() > (1 << bits) - 1 or codes.min() < -(1 << bits):
+        bits += 1
+    high = np.full((1, 1), (1 << bits) - 1)
+    return (-high - 1 if codes.min() < -high.item() else -high), high
+
+
+def _coverage(weight: Array, scale: Array, low: Array, high: Array) -> tuple[float, float]:
+    """Smallest and largest range of a grid over the range of its weights."""
+    axis = 1 if len(scale) > 1 else None
+    top = np.maximum(weight.max(axis, keepdims=True), 0.0)
+    bottom = np.minimum(weight.min(axis, keepdims=True), 0.0)
+    symmetric = np.all(low >= -high - 1) and np.all(-low >= high)
+    wanted = np.maximum(top, -bottom) if symmetric else top - bottom
+    given = (high if symmetric else high - low) * scale
+    wanted, given = np.broadcast_arrays(wanted, given)
+    covered = given[wanted > 0] / wanted[wanted > 0]
+    return (float(covered.min()), float(covered.max())) if covered.size else (1.0, 1.0)
+
+
+def _bias_difference(graph: FloatGraph, layer: Layer, item: ShippedLayer) -> float | None:
+    bias = graph.bias(layer)
+    if bias is None or item.bias is None:
+        return None
+    expected = bias.detach().double().numpy()
+    return float(np.abs(item.bias - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+
+
+def _replaced(name: str, found: float) -> ArtefactFinding:
+    return ArtefactFinding(
+        "weights-replaced", "error", name,
+        f"the weights of {name} have a correlation of {found:.3f} with the float model's; they come from another model",
+    )  # fmt: skip
+
+
+def _layer_findings(layer: LayerDifference) -> list[ArtefactFinding]:
+    found = []
+    if layer.correlation < _SAME_WEIGHTS * layer.nearest_correlation:
+        found.append(_replaced(layer.name, layer.correlation))
+    elif layer.beyond > 0:
+        found.append(
+            ArtefactFinding(
+                "beyond-rounding", "warning", layer.name,
+                f"{100 * layer.beyond:.3g} % of the integers of {layer.name} are neither the code below their weight "
+                f"nor the one above (up to {layer.largest:.3g} steps away); error compensation (GPTQ) does this, and "
+                "so does changing weights by hand",
+            )
+        )  # fmt: skip
+    low, high = layer.coverage
+    if low < _NARROWEST or high > _WIDEST:
+        found.append(
+            ArtefactFinding(
+                "scale-out-of-range", "warning", layer.name,
+                f"the grid of {layer.name} covers {low:.3g} to {high:.3g} times the range of its weights; range rules "
+                "give about 1, percentiles somewhat less",
+            )
+        )  # fmt: skip
+    if layer.bias is not None and layer.bias > 0.05:
+        found.append(
+            ArtefactFinding(
+                "bias-changed", "warning", layer.name,
+                f"a bias of {layer.name} differs by {100 * layer.bias:.3g} % of the largest; bias correction changes "
+                "biases, rounding does not",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _rounding(other: float, layers: Sequence[LayerDifference]) -> ArtefactFinding:
+    chosen = [layer for layer in layers if layer.other > _NEAREST]
+    if not chosen:
+        return ArtefactFinding(
+            "nearest-rounding", "info", None,
+            f"all {len(layers)} compared layers hold nearest rounding of the float weights",
+        )  # fmt: skip
+    worst = max(chosen, key=lambda layer: layer.other)
+    return ArtefactFinding(
+        "rounding-chosen", "warning", None,
+        f"{100 * other:.3g} % of the integers are not the nearest ones, in {len(chosen)} of {len(layers)} layers (most "
+        f"in {worst.name}: {100 * worst.other:.3g} %); AdaRound, EFRAP and other optimising quantizers leave this, and "
+        "a quantizer that plants a backdoor does: ask how they were chosen, or quantize the float model yourself",
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""Layer reconstruction over floor and ceiling codes, as the closed-form defenses share it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantinel.quantization.reconstruction import LayerProblem
+from quantinel.quantization.rounding import broadcast_scale
+from quantinel.quantization.solver import RoundingProblem, coordinate_descent
+
+
+def grouped(problem: LayerProblem, value: Tensor) -> Tensor:
+    """Shape a value of every weight (O, ...) as the solver's (G, O / G, D)."""
+    assert problem.statistics is not None
+    groups, size = problem.statistics.moments.diagonal().shape
+    return value.expand_as(problem.weight).reshape(groups, -1, size)
+
+
+def reconstruct(
+    problem: LayerProblem,
+    target: Tensor,
+    *,
+    damping: float,
+    sweeps: int,
+    activation_weight: float = 1.0,
+    penalty_floor: Tensor | None = None,
+    penalty_ceil: Tensor | None = None,
+) -> Tensor:
+    """Codes whose outputs on the quantized prefix are nearest to those of ``target`` on the float prefix.
+
+    Args:
+        problem: the layer, with statistics.
+        target: weights to reproduce, (O, ...).
+        damping: ridge that ties the choice to ``target`` where the images excite nothing, as a share of the mean of
+            diag H.
+        sweeps: at most this many passes of coordinate descent.
+        activation_weight: of the output error against the penalties.
+        penalty_floor, penalty_ceil: cost of the lower and upper code, (O, ...); both or neither.
+
+    Returns:
+        int8 codes, (O, ...).
+    """
+    assert problem.statistics is not None
+    moments, cell = problem.statistics.moments, problem.cell
+    unit = activation_weight**0.5  # of W and V: the output error is quadratic in them
+    solver = RoundingProblem(
+        weight=grouped(problem, target) * unit,
+        moments=moments.scaled(unit),
+        scale=grouped(problem, broadcast_scale(problem.scale, problem.weight))[:, :, :1] * unit,
+        floor=grouped(problem, cell.floor),
+        ceil=grouped(problem, cell.ceil),
+        penalty_floor=None if penalty_floor is None else grouped(problem, penalty_floor),
+        penalty_ceil=None if penalty_ceil is None else grouped(problem, penalty_ceil),
+        ridge=damping * moments.diagonal().mean(dim=1).clamp_min(1e-12),
+    )
+    start = torch.where(grouped(problem, cell.nearest_is_ceil), solver.ceil, solver.floor)
+    return coordinate_descent(solver, start, sweeps).reshape(problem.weight.shape).to(torch.int8)

@@ -1,0 +1,339 @@
+"""A whole scan on a small network, with detectors that find what the test wants."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.cli.tiny_cli import quadrant_images
+from tests.cli.tiny_networks import Quadrants
+from tests.pipeline.fake_detectors import calibrated, install, with_trigger
+from tests.support import OddNet, make_images, randomise
+
+from quantinel.audit.rules import BEHAVIOUR
+from quantinel.audit.scan_report import ScanReport, read_any_report
+from quantinel.audit.suppressions import Suppression
+from quantinel.data.images import ImageSet
+from quantinel.detectors import Detection, Subject
+from quantinel.errors import InputError, NotAssessable, UsageError
+from quantinel.model.loading import LoadedModel, load_model
+from quantinel.pipeline.scan import scan
+from quantinel.pipeline.scan_options import ScanOptions
+from quantinel.quantization.pruning import parse_pruning
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
+
+HARMLESS = Detection(0.1)
+GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-inversion": HARMLESS}
+LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-inversion", "pruning-divergence")
+
+
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(Quadrants(), input_shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    images, labels = quadrant_images(40)
+    return ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), "quadrants")
+
+
+def options(**changes: Any) -> ScanOptions:
+    return ScanOptions(**({"thresholds": LIMITS} | changes))
+
+
+def outcomes(report: ScanReport) -> dict[str, str]:
+    return {check.id: check.status for check in report.checks}
+
+
+def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, GOOD, weights=("weight-residuals",))
+    steps: list[tuple[str, int, int]] = []
+    report = scan(model, data, options(), command="test", progress=lambda *step: steps.append(step))
+    assert outcomes(report) == {
+        "int8/weight-residuals": "pass", "int8/re-rounding": "pass", "int8/trigger-inversion": "pass",
+        f"int8/{BEHAVIOUR}": "pass",
+    }  # fmt: skip
+    assert (report.verdict, report.findings, report.triggers) == ("PASS", [], [])
+    assert report.model["sha256"] is None
+    assert report.model["layers"] == 2
+    assert report.data is not None
+    assert report.data["n"] == 40
+    assert report.schemes[0].float_cda is not None
+    assert sum(share.floating for share in report.schemes[0].classes) == pytest.approx(1.0)
+    assert steps[0][0] == "checking int8/weight-residuals"
+    assert report.budget.limit is None
+
+
+def test_the_report_survives_a_file(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, GOOD | {"trigger-inversion": with_trigger(SHAPE[1])})
+    report = scan(model, data, options(schemes=(QuantScheme(), parse_scheme("int4"))))
+    (tmp_path / "scan.json").write_text(report.model_dump_json(), "utf-8")
+    assert read_any_report(tmp_path / "scan.json") == report
+
+
+def test_data_free_detectors_run_first_on_every_scheme(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def recorded(name: str) -> Any:
+        return lambda subject: order.append(f"{subject.scheme.name}/{name}") or HARMLESS
+
+    names = ("re-rounding", "trigger-inversion", "weight-residuals")
+    install(monkeypatch, {name: recorded(name) for name in names}, weights=("weight-residuals",))
+    report = scan(model, data, options(schemes=(QuantScheme(), parse_scheme("int4"))))
+    assert order[:2] == ["int8/weight-residuals", "int4/weight-residuals"]
+    assert len(order) == 6
+    assert {scheme.scheme for scheme in report.schemes} == {"int8", "int4"}
+
+
+@pytest.mark.parametrize(
+    ("found", "thresholds", "verdict", "status"),
+    [
+        (Detection(0.9), LIMITS, "FAIL", "fail"),
+        (Detection(0.9), calibrated(), "INCONCLUSIVE", "undecided"),
+        (NotAssessable("too few images; give more"), LIMITS, "INCONCLUSIVE", "not_run"),
+        (InputError("its logits are not finite"), LIMITS, "INCONCLUSIVE", "not_run"),
+        (Detection(math.nan), LIMITS, "INCONCLUSIVE", "undecided"),
+    ],
+)
+def test_a_required_detector_decides(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, found: Any, thresholds: Any, verdict: str,
+    status: str,
+) -> None:  # fmt: skip
+    install(monkeypatch, GOOD | {"re-rounding": found})
+    report = scan(model, data, options(thresholds=thresholds))
+    assert report.verdict == verdict
+    assert outcomes(report)["int8/re-rounding"] == status
+    if status != "fail":
+        assert any(finding.rule == "QCB007" for finding in report.findings)
+        assert any(step.startswith("Missing: ") for step in report.next_steps)
+
+
+def test_required_detectors_that_nobody_registered_are_missed(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, {"weight-residuals": HARMLESS})
+    report = scan(model, data, options())
+    assert report.verdict == "INCONCLUSIVE"
+    assert outcomes(report)["int8/re-rounding"] == outcomes(report)["int8/trigger-inversion"] == "not_run"
+
+
+def test_detectors_that_were_left_out_are_missed(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD)
+    report = scan(model, data, options(detectors=("re-rounding",)))
+    assert report.verdict == "INCONCLUSIVE"
+    assert next(check.reason for check in report.checks if check.detector == "trigger-inversion").startswith("it was")
+
+
+@pytest.mark.parametrize(("score", "verdict"), [(0.1, "INCONCLUSIVE"), (0.9, "FAIL")])
+def test_without_images_a_scan_can_fail_and_never_pass(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, score: float, verdict: str
+) -> None:
+    install(monkeypatch, GOOD | {"weight-residuals": Detection(score)}, weights=("weight-residuals",))
+    report = scan(model, None, options())
+    assert report.verdict == verdict
+    assert report.data is None
+    assert report.schemes[0].agreement is None
+    assert report.schemes[0].residuals.grid
+    assert all("give --data" in check.reason for check in report.checks if check.status == "not_run")
+
+
+def test_a_used_up_budget_leaves_checks_out_and_says_so(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(subject: Subject) -> Detection:
+        time.sleep(0.3)
+        return HARMLESS
+
+    install(monkeypatch, {"re-rounding": slow, "trigger-inversion": HARMLESS})
+    report = scan(model, data, options(budget=0.2))
+    assert outcomes(report)["int8/trigger-inversion"] == "not_run"
+    assert report.verdict == "INCONCLUSIVE"
+    assert report.budget.limit == 0.2
+    assert report.budget.cost == ["int8/trigger-inversion did not run: no power at all"]
+
+
+def test_detectors_share_what_is_left_of_the_budget_and_can_be_cut_short(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+
+    def cut(subject: Subject) -> Detection:
+        shares.append(subject.budget.seconds)
+        return Detection(0.1, notes=("3 of 99 copies: p-values below 0.25 cannot be seen",))
+
+    install(monkeypatch, {"re-rounding": cut, "trigger-inversion": cut})
+    report = scan(model, data, options(budget=600.0))
+    assert shares[0] == pytest.approx(300.0, abs=30)
+    assert shares[1] == pytest.approx(600.0, abs=30)
+    assert report.verdict == "INCONCLUSIVE"
+    assert outcomes(report)["int8/re-rounding"] == "undecided"
+    assert len(report.budget.cost) == 2
+    unlimited = scan(model, data, options())
+    assert unlimited.verdict == "PASS"
+    assert unlimited.budget.cost == []
+
+
+def test_what_one_detector_measures_is_there_for_the_next(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def reads(subject: Subject) -> Detection:
+        seen.append(id(subject.nearest))
+        return HARMLESS
+
+    install(monkeypatch, GOOD | {"re-rounding": reads, "trigger-inversion": reads})
+    scan(model, data, options(budget=600.0))
+    assert len(set(seen)) == 1
+    assert len(seen) == 2
+
+
+def test_pruning_is_scanned_when_it_is_named(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def diverging(subject: Subject) -> Detection:
+        seen.extend(pruning.name for pruning in subject.pruning)
+        return Detection(0.9)
+
+    install(monkeypatch, GOOD | {"pruning-divergence": diverging})
+    assert scan(model, data, options()).verdict == "PASS"
+    assert seen == []
+    report = scan(model, data, options(prunings=(parse_pruning("prune-magnitude-0.5"),)))
+    assert seen == ["prune-magnitude-0.5"]
+    assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB004", "prune-magnitude-0.5")]
+
+
+def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD | {"trigger-inversion": with_trigger(SHAPE[1])})
+    report = scan(model, data, options())
+    (trigger,) = report.triggers
+    assert (trigger.check, trigger.suspect_class) == ("int8/trigger-inversion", "2")
+    assert trigger.mask_png is not None
+    assert trigger.pattern_png is not None
+    assert 0 < len(trigger.examples) <= 6
+    assert all(example.clean_png != example.triggered_png for example in trigger.examples)
+    assert base64.b64decode(trigger.mask_png).startswith(b"\x89PNG")
+    check = next(check for check in report.checks if check.detector == "trigger-inversion")
+    assert check.suspect_class == "2"
+    assert [item.name for item in check.by_class] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"triggered": torch.rand(4, *SHAPE)},
+        {"mask": torch.ones(1, 4, 4), "pattern": torch.rand(3, 4, 4)},
+        {"mask": torch.full((5, 8, 8), math.nan), "pattern": torch.rand(7, 8, 8)},
+        {"triggered": torch.rand(400, *SHAPE)},
+        {"triggered": torch.rand(3)},
+    ],
+)
+def test_evidence_of_any_shape_does_no_harm(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]
+) -> None:
+    install(monkeypatch, GOOD | {"trigger-inversion": Detection(0.9, suspect_class=1, tensors=tensors)})
+    report = scan(model, data, options())
+    assert len(report.triggers) == 1
+    json.loads(report.model_dump_json())
+
+
+def test_accepted_findings_pass_until_they_expire(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD | {"weight-residuals": Detection(0.9)}, weights=("weight-residuals",))
+    until = datetime.date(2026, 5, 1)
+    accepted = options(suppressions=(Suppression(rule="QCB003", statement="trained by ourselves", expires=until),))
+    report = scan(model, data, accepted, today=until)
+    assert report.verdict == "PASS"
+    assert report.findings[0].suppressed is not None
+    assert "1 accepted finding did not count" in report.summary
+    late = scan(model, data, accepted, today=until + datetime.timedelta(days=1))
+    assert late.verdict == "FAIL"
+    assert [entry.outcome for entry in late.suppressions] == ["expired"]
+
+
+def test_the_next_step_is_the_command_that_hardens(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def only_int4(subject: Subject) -> Detection:
+        return Detection(0.9 if subject.scheme.weight_bits == 4 else 0.1)
+
+    install(monkeypatch, GOOD | {"re-rounding": only_int4})
+    schemes = (QuantScheme(), parse_scheme("int4"))
+    report = scan(model, data, options(schemes=schemes), harden_command=lambda scheme: f"quantinel harden M {scheme}")
+    assert "quantinel harden M int4" in report.next_steps
+    assert "as int4" in report.summary
+    plain = scan(model, data, options(schemes=schemes))
+    assert any(step.startswith("quantinel harden module:") and "--scheme int4" in step for step in plain.next_steps)
+
+
+def test_an_artefact_that_cannot_be_compared_prevents_a_pass(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install(monkeypatch, GOOD)
+    report = scan(model, data, options(artefact=tmp_path / "model_int8.onnx"))
+    assert report.verdict == "INCONCLUSIVE"
+    assert outcomes(report)["model_int8.onnx/artefact-comparison"] == "not_run"
+
+
+def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, GOOD)
+    torch.manual_seed(3)
+    broken = load_model(randomise(OddNet(), 3), input_shape=(3, 16, 16))
+    report = scan(broken, make_images(200), options(schemes=(parse_scheme("int2-a2"),)))
+    assert report.verdict == "FAIL"
+    assert [finding.rule for finding in report.findings] == ["QCB006"]
+    assert "engineering bound" in report.findings[0].detail
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schemes": ()}, "give one or more"),
+        ({"schemes": (QuantScheme(), QuantScheme())}, "each once"),
+        ({"budget": 0.0}, "above 0"),
+        ({"budget": math.nan}, "above 0"),
+        ({"images": 1}, "at least 2"),
+        ({"detectors": ("magic",)}, "unknown detector 'magic'"),
+    ],
+)
+def test_impossible_requests_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        options(**changes)
+
+
+def test_images_that_do_not_fit_are_refused(model: LoadedModel) -> None:
+    with pytest.raises(InputError, match="has 1 images; give at least 2"):
+        scan(model, make_images(1, SHAPE), options())
+    with pytest.raises(InputError, match=r"shape .3, 8, 8., synthetic has .3, 16, 16."):
+        scan(model, make_images(40), options())
+
+
+def test_no_more_images_are_used_than_asked_for(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD)
+    report = scan(model, data, options(images=10))
+    assert report.data is not None
+    assert report.data["n"] == 10

@@ -27,6 +27,7 @@ from quantinel.errors import QuantinelError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNNER = "runner vs plain loop"
+ATTACK_STEP = "attack step vs plain loop"
 
 Line = dict[str, Any]
 
@@ -59,7 +60,7 @@ def speed_table() -> str:
             f"{row['ours_seconds']:.2f} s",
             f"{row['other_seconds']:.2f} s",
         )
-        for row in newest("speed", configuration, lambda row: row["name"] != RUNNER)
+        for row in newest("speed", configuration, lambda row: row["name"] not in (RUNNER, ATTACK_STEP))
     ]
     return markdown_rows(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
 
@@ -132,6 +133,24 @@ def runner_table() -> str:
     return markdown_rows(("suite", "runner costs (range)", "runner", "plain loop", "all stored"), lines)
 
 
+def attack_step_table() -> str:
+    """Newest line of every attack whose steps were timed."""
+    lines = [
+        (
+            row["config"]["attack"],
+            f"{row['config']['arch']}, {row['config']['batch_size']} images",
+            f"{row['ratio_median']:.2f} [{row['ratio_interval'][0]:.2f}, {row['ratio_interval'][1]:.2f}]",
+            str(row["runs"]),
+            f"{row['ours_seconds']:.3f} s",
+            f"{row['other_seconds']:.3f} s",
+        )
+        for row in newest("speed", configuration, lambda row: row["name"] == ATTACK_STEP)
+    ]
+    return markdown_rows(
+        ("attack", "setting", "ratio [95 % interval]", "pairs of steps", "attack", "plain loop"), lines
+    )
+
+
 def kill_table() -> str:
     """Newest line of every suite that was killed again and again."""
     lines = [
@@ -154,6 +173,7 @@ TABLES = {
     "emission": emission_table,
     "scaling": scaling_table,
     "runner": runner_table,
+    "attack-steps": attack_step_table,
 }
 
 

@@ -152,7 +152,7 @@ def main() -> None:
         config = {"attack": name, "arch": arguments.arch, "steps": arguments.steps, "batch_size": arguments.batch_size}
         row = {
             "suite": "speed",
-            "name": f"attack step vs plain loop: {name}",
+            "name": "attack step vs plain loop",
             "ratio_median": round(statistics.median(ratios), 4),
             "ratio_interval": [round(low, 4), round(high, 4)],
             "ratio_min": round(min(ratios), 4),

@@ -27,6 +27,7 @@ from quantinel.errors import QuantinelError
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNNER = "runner vs plain loop"
+FORENSICS = "file forensics vs read and hash"
 
 Line = dict[str, Any]
 
@@ -59,7 +60,7 @@ def speed_table() -> str:
             f"{row['ours_seconds']:.2f} s",
             f"{row['other_seconds']:.2f} s",
         )
-        for row in newest("speed", configuration, lambda row: row["name"] != RUNNER)
+        for row in newest("speed", configuration, lambda row: row["name"] not in (RUNNER, FORENSICS))
     ]
     return markdown_rows(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
 
@@ -132,6 +133,24 @@ def runner_table() -> str:
     return markdown_rows(("suite", "runner costs (range)", "runner", "plain loop", "all stored"), lines)
 
 
+def forensics_table() -> str:
+    """Newest line of every file and scheme that the data-free tests were timed on."""
+    lines = [
+        (
+            f"{row['bytes'] / 1e6:.0f} MB, {row['config']['scheme']}",
+            f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
+            f"{row['processor_ratio_median']:.2f}",
+            f"{row['ours_seconds']:.2f} s",
+            f"{row['other_seconds']:.2f} s",
+            f"{row['peak_mib']:.0f} MiB",
+            f"{row['other_peak_mib']:.0f} MiB",
+        )
+        for row in newest("speed", configuration, lambda row: row["name"] == FORENSICS)
+    ]
+    header = ("file", "ratio (range)", "in processor time", "forensics", "read and hash", "peak memory", "of hashing")
+    return markdown_rows(header, lines)
+
+
 def kill_table() -> str:
     """Newest line of every suite that was killed again and again."""
     lines = [
@@ -154,6 +173,7 @@ TABLES = {
     "emission": emission_table,
     "scaling": scaling_table,
     "runner": runner_table,
+    "forensics": forensics_table,
 }
 
 

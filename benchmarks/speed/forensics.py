@@ -3,10 +3,10 @@
     python benchmarks/speed/forensics.py [--megabytes 500] [--scheme int8] [--runs 5]
 
 Makes a file of natural weights (attention and feed-forward matrices, a convolution, and one tensor of a single long
-row), then runs both sides in turn in fresh processes (A B A B ...): `quantinel.detectors.file_forensics` on one, SHA-256
-in blocks on the other. Each process times the work alone, without its imports, in wall and processor time; the file is in
-the page cache on both sides. Peak memory is that of the whole process, imports included. Appends to
-benchmarks/results/speed.jsonl.
+row), then runs both sides in turn in fresh processes (A B A B ...): `quantinel.detectors.file_forensics` on one,
+SHA-256 in blocks on the other. Each process times the work alone, without its imports, in wall and processor time; the
+file is in the page cache on both sides. Peak memory is that of the whole process, imports included (Linux only).
+Appends to benchmarks/results/speed.jsonl.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quantinel.bench.rows import provenance
 RESULTS = Path(__file__).parents[1] / "results" / "speed.jsonl"
 
 TIMED = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 from quantinel.detectors.file_forensics import examine_file
@@ -38,7 +38,7 @@ path, scheme, side = Path(sys.argv[1]), parse_scheme(sys.argv[2]), sys.argv[3]
 wall, processor = time.perf_counter(), time.process_time()
 found = examine_file(path, scheme) if side == "ours" else sha256_file(path)
 times = time.perf_counter() - wall, time.process_time() - processor
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024  # of this program alone
 print(json.dumps([*times, peak, found.weights if side == "ours" else 0]))
 """
 

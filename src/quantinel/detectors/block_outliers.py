@@ -90,12 +90,15 @@ def _count(name: str, blocks: Tensor, ratio: float) -> BlockCounts:
     alive = largest >= torch.finfo(torch.float32).tiny
     rest = (torch.linalg.vector_norm(blocks, dim=1) / largest).square() - 1.0
     maybe = alive & ~((rest > (blocks.shape[1] - 1) / ratio**2 + 1e-3) & torch.isfinite(rest))
-    candidates = blocks[maybe].abs() / largest[maybe].unsqueeze(1)
     sparse = 0
     if (blocks.numpy() == 0).any():  # several times faster than torch's comparison
-        sparse = int(((blocks != 0).sum(1) < _LEAST_WEIGHTS).sum())
-        candidates = candidates[(candidates != 0).sum(1) >= _LEAST_WEIGHTS]
-    ratios = 1.0 / candidates.topk(2, dim=1).values[:, 1].clamp_min(torch.finfo(torch.float32).tiny)
+        filled = (blocks != 0).sum(1) >= _LEAST_WEIGHTS
+        sparse, maybe = int((~filled).sum()), maybe & filled
+    where = maybe.nonzero().squeeze(1)
+    if not len(where):
+        return BlockCounts(name, len(blocks) - sparse, 0, 0.0)
+    relative = blocks[where].abs() / largest[where].unsqueeze(1)
+    ratios = 1.0 / relative.topk(2, dim=1).values[:, 1].clamp_min(torch.finfo(torch.float32).tiny)
     outlying = ratios[ratios >= ratio]
     return BlockCounts(name, len(blocks) - sparse, len(outlying), float(outlying.max()) if len(outlying) else 0.0)
 

@@ -30,13 +30,13 @@ from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.validation import require_positive_integers
 
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 """Weights that are held at once: few enough for the processor's cache."""
 _RUN = 1 << 14
 """Weights that are read in a row for the sample."""
 _SHORTEST_ROW = 8
 _MOST_TENSORS = 1024
-_LATTICE_ROWS = 16
+_LATTICE_ROWS = 8
 _BITS = {"F64": FLOAT32, "F32": FLOAT32, "F16": 11, "BF16": 8}
 
 

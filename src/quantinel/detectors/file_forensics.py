@@ -49,7 +49,7 @@ class FileOptions:
         smallest_sample: of one tensor.
     """
 
-    sample: int = 1 << 21
+    sample: int = 1 << 20
     smallest_sample: int = 1 << 14
 
     def __post_init__(self) -> None:

@@ -167,8 +167,8 @@ def _first_reading(file: SafetensorsFile, tensor: StoredTensor) -> _Range:
     options = BlockOutliers()
     found = _Range(torch.zeros(rows, 1), BlockCounts(tensor.name, 0, 0, 0.0))
     for top, bottom, left, right in _pieces(length, rows):
-        part = file.read(tensor, top * length + left, (bottom - 1) * length + right).reshape(bottom - top, -1)
-        largest = torch.maximum(part.amax(1, keepdim=True), -part.amin(1, keepdim=True))
+        part = file.read(tensor, top * length + left, (bottom - 1) * length + right).abs_().reshape(bottom - top, -1)
+        largest = part.amax(1, keepdim=True)
         if not bool(torch.isfinite(largest).all()):
             found.finite = False
             return found

@@ -65,14 +65,13 @@ def scan(
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
     budget = Budget(options.budget)
-    subjects = [
-        (scheme.name, Subject(graph, scheme, images, options.seed, budget=budget)) for scheme in options.schemes
-    ]
-    pruned = [(pruning.name, replace(subjects[0][1], pruning=(pruning,))) for pruning in options.prunings]
+    subjects = {scheme.name: Subject(graph, scheme, images, options.seed, budget=budget) for scheme in options.schemes}
+    first = subjects[options.schemes[0].name]
+    pruned = {pruning.name: replace(first, pruning=(pruning,)) for pruning in options.prunings}
     with clock.measure("detectors"):
         outcome = run_checks(plan(subjects, pruned), thresholds, options.detectors, progress)
     checks, schemes, triggers = list(outcome.checks), [], []
-    for name, subject in subjects:
+    for name, subject in subjects.items():
         with clock.measure("behaviour"):
             check, answers = measure_behaviour(name, subject)
             checks.append(check)

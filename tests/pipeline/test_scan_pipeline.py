@@ -292,6 +292,7 @@ def test_an_artefact_that_cannot_be_compared_prevents_a_pass(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, GOOD)
+    (tmp_path / "model_int8.onnx").write_bytes(b"not a model")
     report = scan(model, data, options(artefact=tmp_path / "model_int8.onnx"))
     assert report.verdict == "INCONCLUSIVE"
     assert outcomes(report)["model_int8.onnx/artefact-comparison"] == "not_run"
@@ -316,6 +317,7 @@ def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) 
         ({"budget": math.nan}, "above 0"),
         ({"images": 1}, "at least 2"),
         ({"detectors": ("magic",)}, "unknown detector 'magic'"),
+        ({"artefact": Path("missing.onnx")}, "missing.onnx does not exist"),
     ],
 )
 def test_impossible_requests_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from quantinel.audit.artefact import artefact_check, compare_artefact
+from quantinel.audit.artefact import artefact_check
 from quantinel.audit.judging import Place
 from quantinel.audit.rules import ARTEFACT
 from quantinel.audit.scan_report import ScanCheck, ScanReport
 from quantinel.audit.thresholds import load_thresholds
+from quantinel.backends.artefact_comparison import compare_artefact
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
 from quantinel.detectors import Subject, weight_residuals
 from quantinel.detectors.budget import Budget
-from quantinel.errors import InputError, NotAssessable
+from quantinel.errors import InputError, NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph, float_products, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.build_scan_report import Scan, build_scan_report
@@ -125,6 +126,6 @@ def _compare(graph: FloatGraph, path: Path) -> ScanCheck:
     try:
         with clock.measure("compare"):
             found = compare_artefact(graph, path)
-    except NotAssessable as error:
+    except (NotAssessable, VerificationError) as error:
         return place.check("not_run", reason=str(error))
     return artefact_check(place, found, clock.seconds["compare"])

@@ -62,7 +62,7 @@ _CATALOGUE = (
         "harmless model behaves alike under both. This one does not: its behaviour depends on the exact rounding, as "
         "that of a model does which was made to wake under it.",
         f"{_HARDEN}; or get the model from another source.",
-        ("re-rounding", "activation-drift"),
+        ("re-rounding", "layer-coherence", "activation-drift"),
         ("re-rounding",),
     ),
     Rule(

@@ -226,6 +226,17 @@ def test_pruning_is_scanned_when_it_is_named(
     assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB004", "prune-magnitude-0.5")]
 
 
+def test_comparisons_run_when_they_are_named(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD | {"neural-cleanse": Detection(0.9)})
+    assert scan(model, data, options()).verdict == "PASS"
+    found = options(detectors=("neural-cleanse", *GOOD), thresholds=calibrated(*GOOD, "neural-cleanse"))
+    report = scan(model, data, found)
+    assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB009", "float")]
+    assert report.verdict == "FAIL"
+
+
 def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def scan(
     first = subjects[options.schemes[0].name]
     pruned = {pruning.name: replace(first, pruning=(pruning,)) for pruning in options.prunings}
     with clock.measure("detectors"):
-        outcome = run_checks(plan(subjects, pruned), thresholds, options.detectors, progress)
+        outcome = run_checks(plan(subjects, pruned, options.detectors), thresholds, options.detectors, progress)
     checks, schemes, triggers = list(outcome.checks), [], []
     for name, subject in subjects.items():
         with clock.measure("behaviour"):

@@ -15,6 +15,8 @@ from quantinel.detectors import DETECTORS, Detection, Subject
 from quantinel.errors import InputError, NotAssessable, UnsupportedError, UsageError
 from quantinel.quantization.calibration import Progress
 
+FLOAT = "float"
+"""Target of detectors that look at the float model only."""
 _NOT_INSTALLED = "this version of Quantinel has no such detector"
 _LEFT_OUT = "it was left out by --detectors"
 _NO_IMAGES = "it needs images of the model's own kind; give --data"
@@ -67,7 +69,7 @@ def places(targets: Mapping[When, Sequence[str]]) -> list[Place]:
     is cheap first. What a rule requires and nobody registered has its place as well, so that it is missed.
 
     Args:
-        targets: names of schemes ("always") and of pruning schemes ("pruning").
+        targets: names of schemes ("always"), of pruning schemes ("pruning") and of what was asked for by name.
     """
     order = sorted(DETECTORS.values(), key=lambda detector: detector.needs == "images")
     named = [(detector.name, detector.summary.split(";")[0]) for detector in order]
@@ -80,15 +82,21 @@ def places(targets: Mapping[When, Sequence[str]]) -> list[Place]:
     ]
 
 
-def plan(schemes: Mapping[str, Subject], prunings: Mapping[str, Subject]) -> list[Task]:
+def plan(
+    schemes: Mapping[str, Subject], prunings: Mapping[str, Subject], only: Sequence[str] | None = None
+) -> list[Task]:
     """All checks by detectors, in the order in which they run.
 
     Args:
-        schemes: subjects by the name of their grid.
+        schemes: subjects by the name of their grid; the first stands for the float model.
         prunings: subjects by the name of their pruning scheme; empty where none was asked for.
+        only: names of detectors; None for all but those that must be asked for.
     """
-    subjects = {**schemes, **prunings}
-    return [Task(place, subjects[place.target]) for place in places({"always": [*schemes], "pruning": [*prunings]})]
+    asked = any(rule_of(name).when == "asked" for name in only or ())
+    floating = {FLOAT: next(iter(schemes.values()))} if asked else {}
+    subjects = {**schemes, **prunings, **floating}
+    targets: dict[When, list[str]] = {"always": [*schemes], "pruning": [*prunings], "asked": [*floating]}
+    return [Task(place, subjects[place.target]) for place in places(targets)]
 
 
 def run_checks(

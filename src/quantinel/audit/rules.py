@@ -100,7 +100,7 @@ _CATALOGUE = (
         "The network was pruned as you would prune it, and compared with the float network and with pruning of other "
         "weights. Its behaviour changes in a way that harmless networks do not show.",
         "Do not deploy the pruned model. Prune at another rate or fine-tune after pruning, and scan again.",
-        ("pruning-divergence", "pruning-influence"),
+        ("pruning-divergence", "pruning-inversion", "pruning-influence"),
         ("pruning-divergence",),
         when="pruning",
     ),

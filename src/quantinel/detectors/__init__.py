@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quantinel.detectors import activation_drift, layer_coherence, re_rounding
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
 from quantinel.plugins import add
@@ -50,6 +51,27 @@ DETECTORS: dict[str, Detector] = {
             "weights",
             WeightResiduals,
             detect_crowding,
+        ),
+        Detector(
+            "re-rounding",
+            "behaviour under nearest rounding against copies whose rounding errors have random signs",
+            "images",
+            re_rounding.ReRounding,
+            re_rounding.detect,
+        ),
+        Detector(
+            "layer-coherence",
+            "rounding errors of single neurons that add up on their real inputs",
+            "images",
+            layer_coherence.LayerCoherence,
+            layer_coherence.detect,
+        ),
+        Detector(
+            "activation-drift",
+            "channels whose mean moves in the deployed network more than in copies with random signs",
+            "images",
+            activation_drift.ActivationDrift,
+            activation_drift.detect,
         ),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import count
 
@@ -66,14 +67,21 @@ def subject(graph: FloatGraph, images: int = 16, budget: Budget | None = None) -
     return Subject(graph, INT4, ImageSet(pixels, None, "noise"), 0, budget=budget or Budget())
 
 
+QUICK = {"steps": 12, "screening_steps": 12, "controls": 3}
+"""Searches of a few steps."""
+
+
 def run(name: str, given: Subject) -> Detection:
-    detector = DETECTORS[name]
-    return detector.run(given, detector.config())
+    config = DETECTORS[name].config
+    names = {field.name for field in dataclasses.fields(config)}
+    return DETECTORS[name].run(given, config(**{key: value for key, value in QUICK.items() if key in names}))
 
 
 @pytest.mark.parametrize("kind", ["two classes", "grouped", "tokens", "constant"])
 @pytest.mark.parametrize("name", [detector.name for detector in BEHAVIOURAL])
 def test_judges_small_networks_and_repeats_itself(name: str, kind: str) -> None:
+    if name == "neural-cleanse" and kind == "two classes":
+        pytest.skip("outliers need three classes")
     graph = network(kind)
     before = {key: value.clone() for key, value in graph.module.state_dict().items()}
     first, second = run(name, subject(graph)), run(name, subject(graph))
@@ -91,12 +99,9 @@ def test_judges_small_networks_and_repeats_itself(name: str, kind: str) -> None:
         assert first.p_value is None or first.p_value > 0.01
 
 
-@pytest.mark.parametrize("name", [detector.name for detector in BEHAVIOURAL])
+@pytest.mark.parametrize("name", ["re-rounding", "layer-coherence", "activation-drift", "trigger-inversion"])
 def test_finds_nothing_where_rounding_changes_nothing(name: str) -> None:
-    try:
-        found = run(name, subject(network("on grid")))
-    except NotAssessable:
-        return
+    found = run(name, subject(network("on grid")))
     assert found.score == 0
     assert found.p_value == 1
     assert found.notes

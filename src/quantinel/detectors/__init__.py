@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quantinel.detectors import activation_drift, layer_coherence, re_rounding
+from quantinel.detectors import (
+    activation_drift,
+    layer_coherence,
+    neural_cleanse,
+    pruning_divergence,
+    pruning_inversion,
+    re_rounding,
+    trigger_inversion,
+)
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
 from quantinel.plugins import add
@@ -72,6 +80,34 @@ DETECTORS: dict[str, Detector] = {
             "images",
             activation_drift.ActivationDrift,
             activation_drift.detect,
+        ),
+        Detector(
+            "trigger-inversion",
+            "a trigger for the rounded network alone, against the same search on copies with random signs",
+            "images",
+            trigger_inversion.TriggerInversion,
+            trigger_inversion.detect,
+        ),
+        Detector(
+            "neural-cleanse",
+            "comparison: triggers of the float network, which sleeps (Neural Cleanse, Wang et al. 2019)",
+            "images",
+            neural_cleanse.NeuralCleanse,
+            neural_cleanse.detect,
+        ),
+        Detector(
+            "pruning-divergence",
+            "behaviour under the pruner's choice of weights against blurred choices",
+            "images",
+            pruning_divergence.PruningDivergence,
+            pruning_divergence.detect,
+        ),
+        Detector(
+            "pruning-inversion",
+            "a trigger for the pruned network alone, against the same search on blurred choices",
+            "images",
+            pruning_inversion.PruningInversion,
+            pruning_inversion.detect,
         ),
     )
 }

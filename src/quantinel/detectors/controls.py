@@ -51,24 +51,24 @@ def compare(value: float, controls: Sequence[float], least_spread: float = 0.0) 
     return Comparison(z, tail, (1 + sum(control >= value for control in controls)) / (count + 1))
 
 
-def draw(make: Callable[[], T], count: int, budget: Budget, what: str = "control copies") -> tuple[list[T], list[str]]:
+def draw(make: Callable[[], T], count: int, budget: Budget, *, fewest: int = FEWEST) -> tuple[list[T], list[str]]:
     """Make up to ``count`` controls, fewer when the time is up.
 
     Args:
         make: one control.
         count: as many as wanted.
         budget: of the detector.
-        what: they are, for the note.
+        fewest: made even when the time is up.
 
     Returns:
-        The controls, at least the smaller of ``count`` and `FEWEST`, and a note for every cut.
+        The controls, at least the smaller of ``count`` and ``fewest``, and a note for every cut.
     """
     made: list[T] = []
-    while len(made) < count and (len(made) < FEWEST or budget.remaining() > 0):
+    while len(made) < count and (len(made) < fewest or budget.remaining() > 0):
         made.append(make())
     if len(made) == count:
         return made, []
-    return made, [f"{len(made)} of {count} {what} in the time that was left; small effects can be missed"]
+    return made, [f"{len(made)} of {count} control copies in the time that was left; small effects can be missed"]
 
 
 def smallest(p_values: Sequence[float]) -> float:

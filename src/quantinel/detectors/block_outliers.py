@@ -71,7 +71,7 @@ class BlockCounts:
 
 
 def count_blocks(name: str, rows: Tensor, options: BlockOutliers) -> BlockCounts:
-    """Count the blocks of (R, D) magnitudes of finite weights; an incomplete block at the end of a row counts if it has enough.
+    """Count the blocks of (R, D) magnitudes of finite weights; an incomplete block counts if it has enough of them.
 
     Blocks are first compared by their largest weight and their sum of squares, which cannot miss one and needs no
     sorting; only those that might count are looked at closely.

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNNER = "runner vs plain loop"
 ATTACK_STEP = "attack step vs plain loop"
+FORENSICS = "file forensics vs read and hash"
 
 Line = dict[str, Any]
 
@@ -60,7 +61,7 @@ def speed_table() -> str:
             f"{row['ours_seconds']:.2f} s",
             f"{row['other_seconds']:.2f} s",
         )
-        for row in newest("speed", configuration, lambda row: row["name"] not in (RUNNER, ATTACK_STEP))
+        for row in newest("speed", configuration, lambda row: row["name"] not in (RUNNER, ATTACK_STEP, FORENSICS))
     ]
     return markdown_rows(("comparison", "setting", "ratio (range)", "is", "ours", "other"), lines)
 
@@ -151,6 +152,24 @@ def attack_step_table() -> str:
     )
 
 
+def forensics_table() -> str:
+    """Newest line of every file and scheme that the data-free tests were timed on."""
+    lines = [
+        (
+            f"{row['bytes'] / 1e6:.0f} MB, {row['config']['scheme']}",
+            f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
+            f"{row['processor_ratio_median']:.2f}",
+            f"{row['ours_seconds']:.2f} s",
+            f"{row['other_seconds']:.2f} s",
+            f"{row['peak_mib']:.0f} MiB",
+            f"{row['other_peak_mib']:.0f} MiB",
+        )
+        for row in newest("speed", configuration, lambda row: row["name"] == FORENSICS)
+    ]
+    header = ("file", "ratio (range)", "in processor time", "forensics", "read and hash", "peak memory", "of hashing")
+    return markdown_rows(header, lines)
+
+
 def kill_table() -> str:
     """Newest line of every suite that was killed again and again."""
     lines = [
@@ -174,6 +193,7 @@ TABLES = {
     "scaling": scaling_table,
     "runner": runner_table,
     "attack-steps": attack_step_table,
+    "forensics": forensics_table,
 }
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tests.audit.checks import place
 
-from quantinel.audit.artefact import ArtefactComparison, ArtefactFinding, LayerDifference, artefact_check
+from quantinel.audit.artefact import artefact_check
 from quantinel.audit.behaviour import Answers, behaviour_check
 from quantinel.audit.rules import ARTEFACT, BEHAVIOUR
 from quantinel.audit.scan_report import ScanCheck
+from quantinel.backends.artefact_comparison import ArtefactComparison, ArtefactFinding, LayerDifference
 from quantinel.quantization.scheme import parse_scheme
 
 NAMES = ("cat", "dog", "fox", "owl")
@@ -63,7 +64,8 @@ def test_images_that_show_nothing_do_not_pass(
 
 
 def compared(*findings: ArtefactFinding, missing: tuple[str, ...] = ()) -> ScanCheck:
-    found = ArtefactComparison((LayerDifference("conv", 0.25),), findings, missing, 0.25)
+    layer = LayerDifference("conv", "w", 9, 0.25, 0.0, 0.6, (1.0, 1.0), False, 1.0, 1.0, 1.0, None)
+    found = ArtefactComparison((layer,), findings, missing, 0.25)
     return artefact_check(place(ARTEFACT, "model.onnx"), found, 0.1)
 
 

@@ -135,3 +135,10 @@ def test_the_script_writes_a_file_that_a_scan_reads(tmp_path: Path, capsys: pyte
     assert "false positives 50.00 %" in capsys.readouterr().out
     assert main([*command[:2], "missing.toml", *command[3:]]) == 2
     assert "is no split" in capsys.readouterr().err
+
+
+def test_the_split_of_the_scan_suite_is_valid() -> None:
+    recipes = read_split(calibrate_scan.ROOT / "benchmarks" / "scan_split.toml")
+    patterns = [pattern for recipe in recipes for pattern in recipe.patterns]
+    assert len(patterns) == len(set(patterns))
+    assert {recipe.half for recipe in recipes} == {"fit", "judge"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import quantinel.bench.runner  # noqa: F401 (reads names of stages that a test replaces later)
 from quantinel.audit.report import EvaluationRow, Rate
 from quantinel.bench.cells import expand
 from quantinel.bench.execution import execute

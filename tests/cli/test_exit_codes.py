@@ -59,7 +59,7 @@ def test_progress_goes_to_stderr_as_lines(run: Run, tiny: Tiny, empty: Path) -> 
 
 
 def test_a_file_that_answers_differently_fails(run: Run, tiny: Tiny, empty: Path) -> None:
-    options = ["--scheme", "int2-a2", "--set", "flip_weight=1000000"]
+    options = ["--scheme", "int2-a2", "--rounding", "efrap", "--set", "flip_weight=1000000"]
     done = run(*tiny.harden(empty / "out"), *options)
     assert done.code == EXIT_FINDINGS
     assert "FAIL" in done.out

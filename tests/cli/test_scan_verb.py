@@ -102,6 +102,14 @@ def test_the_weights_alone_are_never_a_pass(run: Run, tiny: Tiny) -> None:
     assert "INCONCLUSIVE" in done.out
 
 
+def test_a_checkpoint_needs_no_architecture(run: Run, tiny: Tiny) -> None:
+    done = run("scan", tiny.weights, "--no-data", "--json", "--quiet")
+    report = ScanReport.model_validate_json(done.out)
+    assert (done.code, report.verdict) == (EXIT_ERROR, "INCONCLUSIVE")
+    assert any("give --arch or --factory" in check.reason for check in report.checks)
+    assert "--arch" in run("scan", tiny.weights, "--data", tiny.images, "--quiet").error
+
+
 @pytest.mark.parametrize("form", ["table", "json", "sarif", "html", "junit"])
 def test_every_format_goes_to_stdout_or_a_file(
     run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str

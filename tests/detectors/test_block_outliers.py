@@ -19,7 +19,7 @@ def outliers(rows: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def test_injected_outliers_are_found() -> None:
-    found = judge_blocks([count_blocks("a", outliers(NATURAL, 512.0), BlockOutliers())], BlockOutliers())
+    found = judge_blocks([count_blocks("a", outliers(NATURAL, 512.0).abs(), BlockOutliers())], BlockOutliers())
     assert found.score == 1.0
     assert found.statistics["blocks"] == 3 * 64  # the four weights at the end of a row are no block
     assert found.p_value is not None
@@ -33,7 +33,7 @@ def test_the_screening_misses_nothing(scale: float) -> None:
     top = rows[:, :96].reshape(-1, 32).abs().topk(2, dim=1).values
     expected = int((top[:, 0] / top[:, 1] >= 16).sum())
     assert 0 < expected < 192
-    assert count_blocks("a", rows * scale, BlockOutliers()).outlying == expected
+    assert count_blocks("a", rows.abs() * scale, BlockOutliers()).outlying == expected
 
 
 def test_natural_and_heavy_tailed_weights_pass() -> None:
@@ -43,7 +43,7 @@ def test_natural_and_heavy_tailed_weights_pass() -> None:
         torch.manual_seed(1)
         rows = heavy.sample(torch.Size((200, 96)))
     for sample in (torch.randn(200, 96, generator=generator), rows):
-        found = judge_blocks([count_blocks("a", sample, BlockOutliers())], BlockOutliers())
+        found = judge_blocks([count_blocks("a", sample.abs(), BlockOutliers())], BlockOutliers())
         assert found.p_value is not None
         assert found.p_value > 0.5
     assert detect(subject(network()), BlockOutliers()).score == 0.0
@@ -52,9 +52,9 @@ def test_natural_and_heavy_tailed_weights_pass() -> None:
 def test_zeros_are_left_out() -> None:
     sparse = NATURAL.clone()
     sparse[:, ::2] = 0.0
-    assert count_blocks("a", sparse, BlockOutliers()).blocks == 3 * 64
+    assert count_blocks("a", sparse.abs(), BlockOutliers()).blocks == 3 * 64
     sparse[:, 5:] = 0.0
-    counted = count_blocks("a", sparse, BlockOutliers())
+    counted = count_blocks("a", sparse.abs(), BlockOutliers())
     assert counted.blocks == 0
     with pytest.raises(NotAssessable):
         judge_blocks([counted], BlockOutliers())

@@ -20,13 +20,17 @@ from tests.support import OddNet, make_images, randomise
 from quantinel.audit.rules import BEHAVIOUR
 from quantinel.audit.scan_report import ScanReport, read_any_report
 from quantinel.audit.suppressions import Suppression
+from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.data.images import ImageSet
 from quantinel.detectors import Detection, Subject
 from quantinel.errors import InputError, NotAssessable, UsageError
+from quantinel.model.graph import trace
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline.scan import scan
 from quantinel.pipeline.scan_options import ScanOptions
+from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.pruning import parse_pruning
+from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 HARMLESS = Detection(0.1)
@@ -222,6 +226,17 @@ def test_pruning_is_scanned_when_it_is_named(
     assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB004", "prune-magnitude-0.5")]
 
 
+def test_comparisons_run_when_they_are_named(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD | {"neural-cleanse": Detection(0.9)})
+    assert scan(model, data, options()).verdict == "PASS"
+    found = options(detectors=("neural-cleanse", *GOOD), thresholds=calibrated(*GOOD, "neural-cleanse"))
+    report = scan(model, data, found)
+    assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB009", "float")]
+    assert report.verdict == "FAIL"
+
+
 def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,13 +303,25 @@ def test_the_next_step_is_the_command_that_hardens(
     assert any(step.startswith("quantinel harden module:") and "--scheme int4" in step for step in plain.next_steps)
 
 
-def test_an_artefact_that_cannot_be_compared_prevents_a_pass(
+def test_the_shipped_file_is_compared(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install(monkeypatch, GOOD)
-    report = scan(model, data, options(artefact=tmp_path / "model_int8.onnx"))
-    assert report.verdict == "INCONCLUSIVE"
-    assert outcomes(report)["model_int8.onnx/artefact-comparison"] == "not_run"
+    graph = trace(model.module, model.input_shape)
+    plain = quantize_nearest(graph, calibrate(graph, data, QuantScheme()))
+    moved = plain.with_codes(
+        {name: (codes.int() + 1).clamp(max=127).to(torch.int8) for name, codes in plain.codes.items()}
+    )
+    for name, integers in (("plain", plain), ("moved", moved)):
+        file = to_onnx(integers, PROFILES["onnxruntime-x86"]).SerializeToString()
+        (tmp_path / f"{name}.onnx").write_bytes(file)
+    assert scan(model, data, options(artefact=tmp_path / "plain.onnx")).verdict == "PASS"
+    report = scan(model, data, options(artefact=tmp_path / "moved.onnx"))
+    assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB005", "moved.onnx")]
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    broken = scan(model, data, options(artefact=tmp_path / "broken.onnx"))
+    assert broken.verdict == "INCONCLUSIVE"
+    assert outcomes(broken)["broken.onnx/artefact-comparison"] == "not_run"
 
 
 def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +343,7 @@ def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) 
         ({"budget": math.nan}, "above 0"),
         ({"images": 1}, "at least 2"),
         ({"detectors": ("magic",)}, "unknown detector 'magic'"),
+        ({"artefact": Path("missing.onnx")}, "missing.onnx does not exist"),
     ],
 )
 def test_impossible_requests_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -7,6 +7,7 @@ from quantinel.attacks.adaptive_margin import ADAPTIVE_MARGIN, AdaptiveMargin
 from quantinel.attacks.adaptive_rerounding import ADAPTIVE_REROUNDING, AdaptiveRerounding
 from quantinel.attacks.adaptive_residuals import ADAPTIVE_RESIDUALS, AdaptiveResiduals
 from quantinel.attacks.badnets import BADNETS, BadNets
+from quantinel.attacks.benign import BENIGN, Benign
 from quantinel.attacks.clean import CLEAN, CleanTraining, train_clean
 from quantinel.attacks.compression_artifacts import COMPRESSION_ARTIFACTS, CompressionArtifacts
 from quantinel.attacks.compression_artifacts_distilled import (
@@ -35,6 +36,7 @@ __all__ = [
     "AdaptiveResiduals",
     "Attack",
     "BadNets",
+    "Benign",
     "CleanTraining",
     "CompressionArtifacts",
     "CompressionArtifactsDistilled",
@@ -71,6 +73,7 @@ ATTACKS: dict[str, Attack] = {
         QU_ANTI_SAMPLE,
         BADNETS,
         CLEAN,
+        BENIGN,
     )
 }
 

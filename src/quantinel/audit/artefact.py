@@ -2,61 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
 from quantinel.audit.judging import Place
 from quantinel.audit.scan_report import CheckStatus, LayerScore, ScanCheck
-from quantinel.errors import NotAssessable
-from quantinel.model.graph import FloatGraph
+from quantinel.backends.artefact_comparison import ArtefactComparison
 
 _SHOWN = 8
-
-
-@dataclass(frozen=True)
-class LayerDifference:
-    """One layer of the file: name in the float model, and share of weights that are not rounded to nearest."""
-
-    name: str
-    other: float
-
-
-@dataclass(frozen=True)
-class ArtefactFinding:
-    """Something about the file: "error" is what no quantizer does, "warning" what needs an explanation."""
-
-    id: str
-    level: Literal["info", "warning", "error"]
-    layer: str | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class ArtefactComparison:
-    """What the comparison of a shipped file showed.
-
-    Attributes:
-        layers: compared.
-        findings: errors first.
-        not_assessed: what could not be compared.
-        other: share of all compared weights that are not rounded to nearest.
-    """
-
-    layers: tuple[LayerDifference, ...]
-    findings: tuple[ArtefactFinding, ...]
-    not_assessed: tuple[str, ...]
-    other: float
-
-
-def compare_artefact(graph: FloatGraph, path: Path) -> ArtefactComparison:
-    """Compare the integers, scales, biases and operators of a quantized file with the float model.
-
-    Raises:
-        NotAssessable: the file is of a kind that is not compared.
-    """
-    del graph
-    raise NotAssessable(f"comparing {path.name} with the float model is not part of this version")
 
 
 def artefact_check(place: Place, found: ArtefactComparison, seconds: float) -> ScanCheck:

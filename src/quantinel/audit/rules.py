@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["note", "warning", "error"]
-When = Literal["always", "pruning", "artefact"]
+When = Literal["always", "pruning", "artefact", "asked"]
 
 LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 """From least to most serious."""
@@ -28,7 +28,8 @@ class Rule:
         help: what to do about it.
         detectors: names of the detectors and built-in checks that it rests on.
         required: those of them without which a scan is never PASS.
-        when: what must have been asked for, so that the rule applies at all.
+        when: what must have been asked for, so that the rule applies at all; "asked" are detectors that only run
+            when they are named.
         level: of a finding by a calibrated detector; what is not calibrated can only warn.
     """
 
@@ -62,7 +63,7 @@ _CATALOGUE = (
         "harmless model behaves alike under both. This one does not: its behaviour depends on the exact rounding, as "
         "that of a model does which was made to wake under it.",
         f"{_HARDEN}; or get the model from another source.",
-        ("re-rounding", "activation-drift"),
+        ("re-rounding", "layer-coherence", "activation-drift"),
         ("re-rounding",),
     ),
     Rule(
@@ -99,7 +100,7 @@ _CATALOGUE = (
         "The network was pruned as you would prune it, and compared with the float network and with pruning of other "
         "weights. Its behaviour changes in a way that harmless networks do not show.",
         "Do not deploy the pruned model. Prune at another rate or fine-tune after pruning, and scan again.",
-        ("pruning-divergence", "pruning-influence"),
+        ("pruning-divergence", "pruning-inversion", "pruning-influence"),
         ("pruning-divergence",),
         when="pruning",
     ),
@@ -139,6 +140,16 @@ _CATALOGUE = (
         "false-positive rate here.",
         "Read what its authors say about the score.",
         (),
+    ),
+    Rule(
+        "QCB009",
+        "A trigger works on the float model itself",
+        "The float model was searched for a trigger that is much smaller for one class than for the others, as "
+        "scanners for ordinary backdoors do. Such a backdoor is awake before compression. This scan looks for it only "
+        "when asked to, for comparison: backdoors that wait for compression do not show here.",
+        "Repair or replace the model: neither quantization nor `quantinel harden` removes what is awake in float.",
+        ("neural-cleanse",),
+        when="asked",
     ),
 )
 

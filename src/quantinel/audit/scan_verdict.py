@@ -11,13 +11,13 @@ import datetime
 from collections.abc import Collection, Sequence
 
 from quantinel.audit.report import Verdict
-from quantinel.audit.rules import NOT_ASSESSABLE, RULES, Level, at_least
+from quantinel.audit.rules import LEVELS, NOT_ASSESSABLE, RULES, Level, at_least
 from quantinel.audit.scan_report import ScanCheck, ScanFinding, SuppressedBy, SuppressionUse
 from quantinel.audit.suppressions import Suppression
 
 
 def findings_of(checks: Sequence[ScanCheck]) -> list[ScanFinding]:
-    """One finding per rule and target that has something to say, the most serious first."""
+    """One finding per rule and target that has something to say: the most serious first, then by rule."""
     found: list[ScanFinding] = []
     for rule, target in dict.fromkeys((check.rule, check.target) for check in checks):
         own = [check for check in checks if (check.rule, check.target) == (rule, target)]
@@ -28,7 +28,7 @@ def findings_of(checks: Sequence[ScanCheck]) -> list[ScanFinding]:
             found.append(_finding(rule, level, target, speaking))
     missing = [check for check in checks if check.required and check.status in ("undecided", "not_run")]
     found += [_finding(NOT_ASSESSABLE, RULES[NOT_ASSESSABLE].level, check.target, [check]) for check in missing]
-    return sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.level))
+    return sorted(found, key=lambda finding: (-LEVELS.index(finding.level), finding.rule))
 
 
 def _finding(rule: str, level: Level, target: str, checks: list[ScanCheck]) -> ScanFinding:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EPILOG = shared.example(
     "quantinel scan model.pt2 --data photos/ --scheme int8 --scheme int4",
     "quantinel scan resnet.safetensors --arch resnet20 --data cifar10:DIR -f sarif -o scan.sarif",
-    "quantinel scan model.pt2 --no-data --quiet",
+    "quantinel scan checkpoint.safetensors --no-data --quiet",
     "quantinel scan model.pt2 --data photos/ --artefact model_int8.onnx --suppress accepted.toml",
 )
 
@@ -120,7 +120,6 @@ def scan(
     model_options = shared.ModelOptions(arch, factory, num_classes, input_shape, mean, std)
     with reporting(quiet) as reporter:
         reporter.stage("starting")
-        from quantinel.audit.scan_verdict import reaches
         from quantinel.audit.suppressions import load_suppressions
         from quantinel.audit.thresholds import load_thresholds
         from quantinel.pipeline.scan import scan as run_scan
@@ -139,6 +138,12 @@ def scan(
             thresholds=load_thresholds(thresholds),
             seed=seed,
         )
+        if no_data and model_options.given() is None and model.lower().endswith(".safetensors"):
+            from quantinel.pipeline.scan_file import scan_file
+
+            reporter.note("a file without its network: its tensors are looked at, and nothing else")
+            report = scan_file(Path(model), options, command=shared.command_line(context), progress=reporter)
+            raise _end(report, chosen, output, fail_on)
         loaded = model_options.load(model, reporter)
         options = _with_own_schemes(options, loaded, bool(schemes), reporter)
         report = run_scan(
@@ -149,10 +154,17 @@ def scan(
             harden_command=_harden_command(model, data or "DATA", model_options),
             progress=reporter,
         )
-    _write(report, chosen, output)
+    raise _end(report, chosen, output, fail_on)
+
+
+def _end(report: ScanReport, form: str, output: Path | None, fail_on: str) -> typer.Exit:
+    """Write the report; the exit code that follows from its findings and its verdict."""
+    from quantinel.audit.scan_verdict import reaches
+
+    _write(report, form, output)
     if reaches(report.findings, fail_on):  # type: ignore[arg-type]
-        raise typer.Exit(EXIT_FINDINGS)
-    raise typer.Exit(EXIT_PASS if report.verdict == "PASS" else EXIT_ERROR)
+        return typer.Exit(EXIT_FINDINGS)
+    return typer.Exit(EXIT_PASS if report.verdict == "PASS" else EXIT_ERROR)
 
 
 def _format(form: str | None, output: Path | None, as_json: bool) -> str:

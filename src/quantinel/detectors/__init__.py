@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quantinel.detectors import (
+    activation_drift,
     block_outliers,
     edge_atoms,
+    layer_coherence,
+    neural_cleanse,
     on_grid,
+    pruning_divergence,
     pruning_influence,
+    pruning_inversion,
+    re_rounding,
     residual_coherence,
     residual_fit,
     second_moment,
+    trigger_inversion,
 )
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
@@ -108,6 +115,55 @@ DETECTORS: dict[str, Detector] = {
             "weights",
             on_grid.OnGrid,
             on_grid.detect,
+        ),
+        Detector(
+            "re-rounding",
+            "behaviour under nearest rounding against copies whose rounding errors have random signs",
+            "images",
+            re_rounding.ReRounding,
+            re_rounding.detect,
+        ),
+        Detector(
+            "layer-coherence",
+            "rounding errors of single neurons that add up on their real inputs",
+            "images",
+            layer_coherence.LayerCoherence,
+            layer_coherence.detect,
+        ),
+        Detector(
+            "activation-drift",
+            "channels whose mean moves in the deployed network more than in copies with random signs",
+            "images",
+            activation_drift.ActivationDrift,
+            activation_drift.detect,
+        ),
+        Detector(
+            "trigger-inversion",
+            "a trigger for the rounded network alone, against the same search on copies with random signs",
+            "images",
+            trigger_inversion.TriggerInversion,
+            trigger_inversion.detect,
+        ),
+        Detector(
+            "neural-cleanse",
+            "comparison: triggers of the float network, which sleeps (Neural Cleanse, Wang et al. 2019)",
+            "images",
+            neural_cleanse.NeuralCleanse,
+            neural_cleanse.detect,
+        ),
+        Detector(
+            "pruning-divergence",
+            "behaviour under the pruner's choice of weights against blurred choices",
+            "images",
+            pruning_divergence.PruningDivergence,
+            pruning_divergence.detect,
+        ),
+        Detector(
+            "pruning-inversion",
+            "a trigger for the pruned network alone, against the same search on blurred choices",
+            "images",
+            pruning_inversion.PruningInversion,
+            pruning_inversion.detect,
         ),
     )
 }

@@ -30,13 +30,13 @@ from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.validation import require_positive_integers
 
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 """Weights that are held at once: few enough for the processor's cache."""
 _RUN = 1 << 14
 """Weights that are read in a row for the sample."""
 _SHORTEST_ROW = 8
 _MOST_TENSORS = 1024
-_LATTICE_ROWS = 16
+_LATTICE_ROWS = 8
 _BITS = {"F64": FLOAT32, "F32": FLOAT32, "F16": 11, "BF16": 8}
 
 
@@ -49,7 +49,7 @@ class FileOptions:
         smallest_sample: of one tensor.
     """
 
-    sample: int = 1 << 21
+    sample: int = 1 << 20
     smallest_sample: int = 1 << 14
 
     def __post_init__(self) -> None:
@@ -167,8 +167,8 @@ def _first_reading(file: SafetensorsFile, tensor: StoredTensor) -> _Range:
     options = BlockOutliers()
     found = _Range(torch.zeros(rows, 1), BlockCounts(tensor.name, 0, 0, 0.0))
     for top, bottom, left, right in _pieces(length, rows):
-        part = file.read(tensor, top * length + left, (bottom - 1) * length + right).reshape(bottom - top, -1)
-        largest = torch.maximum(part.amax(1, keepdim=True), -part.amin(1, keepdim=True))
+        part = file.read(tensor, top * length + left, (bottom - 1) * length + right).abs_().reshape(bottom - top, -1)
+        largest = part.amax(1, keepdim=True)
         if not bool(torch.isfinite(largest).all()):
             found.finite = False
             return found

@@ -22,9 +22,9 @@ _LATTICE_ERROR = 2e-3
 _CHANCE = -20.0
 """Log of the probability that unrelated values fit one number of levels: far below 1 / 255."""
 _MIN_VALUES = 8
-_ROW = 1024
+_ROW = 512
 """Weights of a row that are enough to tell."""
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 12
 _MOST = 0.95
 """Share of weights, or rows, that has to agree."""
 

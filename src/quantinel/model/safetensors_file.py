@@ -87,21 +87,21 @@ class SafetensorsFile:
         self._stream.close()
 
     def read(self, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-        """Numbers [start, stop) of a float tensor in row-major order, as float32.
+        """Numbers [start, stop) of a float tensor in row-major order, as float32; the caller may change them.
 
         Raises:
             InputError: the file became shorter.
         """
         width = _WIDTHS[tensor.dtype]
-        buffer = bytearray((stop - start) * width)
-        self._fill(buffer, tensor.offset + start * width)
-        return torch.frombuffer(buffer, dtype=FLOATS[tensor.dtype]).float()
+        buffer = torch.empty((stop - start) * width, dtype=torch.uint8)
+        self._fill(memoryview(buffer.numpy()), tensor.offset + start * width)  # type: ignore[arg-type]
+        return buffer.view(FLOATS[tensor.dtype]).float()
 
-    def _fill(self, buffer: bytearray, offset: int) -> None:
-        view, done = memoryview(buffer), 0
+    def _fill(self, view: memoryview, offset: int) -> None:
+        done = 0
         try:
             self._stream.seek(offset)
-            while done < len(buffer):
+            while done < len(view):
                 got = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
                 if not got:
                     raise self._wrong("it ends early")
@@ -120,12 +120,12 @@ class SafetensorsFile:
         if size < 10:
             raise self._wrong("it is too short")
         prefix = bytearray(8)
-        self._fill(prefix, 0)
+        self._fill(memoryview(prefix), 0)
         length = int.from_bytes(prefix, "little")
         if length > min(MAX_HEADER, size - 8):
             raise self._wrong(f"its header would have {length} bytes")
         text = bytearray(length)
-        self._fill(text, 8)
+        self._fill(memoryview(text), 8)
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:

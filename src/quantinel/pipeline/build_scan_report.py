@@ -90,7 +90,9 @@ def _expected(options: ScanOptions) -> set[str]:
     schemes = [scheme.name for scheme in options.schemes]
     prunings = [pruning.name for pruning in options.prunings]
     targets = {"always": schemes, "pruning": prunings, "artefact": [options.artefact.name] if options.artefact else []}
-    return {f"{target}/{name}" for rule in RULES.values() for name in rule.required for target in targets[rule.when]}
+    return {
+        f"{target}/{name}" for rule in RULES.values() for name in rule.required for target in targets.get(rule.when, ())
+    }
 
 
 def _request(scan: Scan) -> dict[str, Any]:

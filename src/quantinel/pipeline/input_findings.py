@@ -27,7 +27,7 @@ def input_findings(graph: FloatGraph, scheme: QuantScheme, residuals: Residuals,
         seed: of detectors that draw numbers.
     """
     tasks = [
-        task for task in plan([(scheme.name, Subject(graph, scheme, None, seed))], [])
+        task for task in plan({scheme.name: Subject(graph, scheme, None, seed)}, {})
         if task.place.detector in DETECTORS and DETECTORS[task.place.detector].needs == "weights"
     ]  # fmt: skip
     noticed = [

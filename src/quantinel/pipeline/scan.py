@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from quantinel.audit.artefact import artefact_check, compare_artefact
+from quantinel.audit.artefact import artefact_check
 from quantinel.audit.judging import Place
 from quantinel.audit.rules import ARTEFACT
 from quantinel.audit.scan_report import ScanCheck, ScanReport
 from quantinel.audit.thresholds import load_thresholds
+from quantinel.backends.artefact_comparison import compare_artefact
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
 from quantinel.detectors import Subject, weight_residuals
 from quantinel.detectors.budget import Budget
-from quantinel.errors import InputError, NotAssessable
+from quantinel.errors import InputError, NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph, float_products, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.build_scan_report import Scan, build_scan_report
@@ -65,14 +66,13 @@ def scan(
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
     budget = Budget(options.budget)
-    subjects = [
-        (scheme.name, Subject(graph, scheme, images, options.seed, budget=budget)) for scheme in options.schemes
-    ]
-    pruned = [(pruning.name, replace(subjects[0][1], pruning=(pruning,))) for pruning in options.prunings]
+    subjects = {scheme.name: Subject(graph, scheme, images, options.seed, budget=budget) for scheme in options.schemes}
+    first = subjects[options.schemes[0].name]
+    pruned = {pruning.name: replace(first, pruning=(pruning,)) for pruning in options.prunings}
     with clock.measure("detectors"):
-        outcome = run_checks(plan(subjects, pruned), thresholds, options.detectors, progress)
+        outcome = run_checks(plan(subjects, pruned, options.detectors), thresholds, options.detectors, progress)
     checks, schemes, triggers = list(outcome.checks), [], []
-    for name, subject in subjects:
+    for name, subject in subjects.items():
         with clock.measure("behaviour"):
             check, answers = measure_behaviour(name, subject)
             checks.append(check)
@@ -126,6 +126,6 @@ def _compare(graph: FloatGraph, path: Path) -> ScanCheck:
     try:
         with clock.measure("compare"):
             found = compare_artefact(graph, path)
-    except NotAssessable as error:
+    except (NotAssessable, VerificationError) as error:
         return place.check("not_run", reason=str(error))
     return artefact_check(place, found, clock.seconds["compare"])

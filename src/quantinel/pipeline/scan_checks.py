@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from quantinel.audit.judging import Circumstances, Place, judge
-from quantinel.audit.rules import BUILT_IN, RULES, rule_of
+from quantinel.audit.rules import BUILT_IN, RULES, When, rule_of
 from quantinel.audit.scan_report import ScanCheck
 from quantinel.audit.thresholds import Thresholds
 from quantinel.detectors import DETECTORS, Detection, Subject
 from quantinel.errors import InputError, NotAssessable, UnsupportedError, UsageError
 from quantinel.quantization.calibration import Progress
 
+FLOAT = "float"
+"""Target of detectors that look at the float model only."""
 _NOT_INSTALLED = "this version of Quantinel has no such detector"
 _LEFT_OUT = "it was left out by --detectors"
 _NO_IMAGES = "it needs images of the model's own kind; give --data"
@@ -60,27 +62,41 @@ def check_names(names: Sequence[str] | None) -> None:
             raise UsageError(f"unknown detector {name!r}; choose from {', '.join(DETECTORS)}")
 
 
-def plan(schemes: Sequence[tuple[str, Subject]], prunings: Sequence[tuple[str, Subject]]) -> list[Task]:
-    """All checks by detectors, in the order in which they run.
+def places(targets: Mapping[When, Sequence[str]]) -> list[Place]:
+    """Where all checks by detectors stand, in the order in which they run.
 
     Data-free detectors come before those that read images, whatever the target, so that little time is spent on what
     is cheap first. What a rule requires and nobody registered has its place as well, so that it is missed.
 
     Args:
-        schemes: (name, subject on its grid).
-        prunings: (name, subject with this pruning scheme); empty where none was asked for.
+        targets: names of schemes ("always"), of pruning schemes ("pruning") and of what was asked for by name.
     """
     order = sorted(DETECTORS.values(), key=lambda detector: detector.needs == "images")
     named = [(detector.name, detector.summary.split(";")[0]) for detector in order]
-    named += [
-        (name, name) for rule in RULES.values() for name in rule.required if name not in BUILT_IN.union(DETECTORS)
-    ]
-    targets = {"always": schemes, "pruning": prunings}
+    known = BUILT_IN.union(DETECTORS)
+    named += [(name, name) for rule in RULES.values() for name in rule.required if name not in known]
     return [
-        Task(Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required), subject)
+        Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required)
         for name, title in named
-        for target, subject in targets.get(rule_of(name).when, ())
+        for target in targets.get(rule_of(name).when, ())
     ]
+
+
+def plan(
+    schemes: Mapping[str, Subject], prunings: Mapping[str, Subject], only: Sequence[str] | None = None
+) -> list[Task]:
+    """All checks by detectors, in the order in which they run.
+
+    Args:
+        schemes: subjects by the name of their grid; the first stands for the float model.
+        prunings: subjects by the name of their pruning scheme; empty where none was asked for.
+        only: names of detectors; None for all but those that must be asked for.
+    """
+    asked = any(rule_of(name).when == "asked" for name in only or ())
+    floating = {FLOAT: next(iter(schemes.values()))} if asked else {}
+    subjects = {**schemes, **prunings, **floating}
+    targets: dict[When, list[str]] = {"always": [*schemes], "pruning": [*prunings], "asked": [*floating]}
+    return [Task(place, subjects[place.target]) for place in places(targets)]
 
 
 def run_checks(

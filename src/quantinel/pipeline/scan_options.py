@@ -50,4 +50,6 @@ class ScanOptions:
             raise UsageError(f"the budget is {self.budget} seconds; give a number above 0")
         if self.images < MIN_IMAGES:
             raise UsageError(f"{self.images} images are too few to scan with; give at least {MIN_IMAGES}")
+        if self.artefact is not None and not self.artefact.exists():
+            raise UsageError(f"the artefact {self.artefact} does not exist; give the quantized file that ships")
         check_names(self.detectors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantinel.bench.methods import configure
 from quantinel.bench.stages.job import Job
 from quantinel.detectors import DETECTORS
-from quantinel.detectors.subject import Subject
+from quantinel.detectors.subject import Detection, Subject
 from quantinel.quantization.scheme import parse_scheme
 
 DETECTION = "detection.json"
@@ -23,8 +23,14 @@ def run(job: Job) -> None:
         DETECTION,
         {
             "score": found.score,
-            "statistics": dict(found.statistics),
+            "statistics": _statistics(found),
             **job.about(),
             "images": 0 if images is None else len(images),
         },
     )
+
+
+def _statistics(found: Detection) -> dict[str, float]:
+    """The figures behind the score, the p-value and the suspect class among them where there are any."""
+    named = {"p_value": found.p_value, "suspect_class": found.suspect_class}
+    return {**found.statistics, **{name: value for name, value in named.items() if value is not None}}

@@ -1,0 +1,198 @@
+"""Search for a trigger that works on one network and not on another: the optimiser that inversion detectors share.
+
+After Neural Cleanse (Wang et al., IEEE S&P 2019): mask m and pattern p of x' = (1 - m) x + m p are optimised by
+gradient so that x' is answered with a class c and the mask stays small. The difference: two networks look at x', and
+the float network must not obey,
+
+    L = CE(Q(x'), c) - log(1 - p_F(c | x')) + weight size.
+
+The additive form x' = x + d has the root mean square of d as its size. All classes of a chunk are optimised in one
+batch; the networks' weights need no gradients. Triggers are compared by L on images that the search did not use, after
+equal effort: networks of few bits obey some large patch for every class, so the gap between the two networks alone says
+little, and a threshold on it makes the size jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from quantinel.detectors.budget import Budget
+from quantinel.model.graph import FloatGraph
+
+Form = Literal["mask", "additive"]
+Network = Callable[[Tensor], Tensor]
+
+SIZE_WEIGHTS: Mapping[Form, float] = {"mask": 10.0, "additive": 20.0}
+_RATES: Mapping[Form, float] = {"mask": 0.3, "additive": 0.02}
+_BETAS = (0.5, 0.9)
+_WARM = 0.3
+"""Share of the steps before the size counts: a mask that shrinks at once finds nothing."""
+_MASK_LOGIT, _SPREAD = -1.0, 0.1
+_LARGEST_LOSS = 10.0
+_LARGEST_ANSWER = 1 - 1e-4
+_LEAST_IMAGES = 8
+_FEWEST_STEPS = 10
+_CHUNK_VALUES = 1 << 20
+"""Float values of one batch of stamped images (4 MiB); the networks' activations are some hundred times that."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to search.
+
+    Attributes:
+        steps: of Adam.
+        images: per class and step.
+        form: of the trigger.
+    """
+
+    steps: int
+    images: int
+    form: Form = "mask"
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What was found for one class; figures are of images that the search did not use.
+
+    Attributes:
+        target: the class.
+        loss: L; lower is a better trigger.
+        size: of the mask as a share of the image, or root mean square of the perturbation.
+        gap: share of the images of other classes that the compressed network answers with the class, less the float
+            network's.
+        mask: (1, H, W) in [0, 1]; all ones for the additive form.
+        pattern: (C, H, W): colours, or the perturbation itself.
+        form: of the trigger.
+    """
+
+    target: int
+    loss: float
+    size: float
+    gap: float
+    mask: Tensor
+    pattern: Tensor
+    form: Form
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Triggered images (N, C, H, W) in [0, 1]."""
+        return stamped(images, self.mask, self.pattern, self.form)
+
+
+class Inversion:
+    """A compressed network against the float network.
+
+    Args:
+        graph: the float network.
+        images: (N, C, H, W) float; one half for the search, the other to measure. Fewer than eight serve for both.
+        effort: of every search.
+        seed: of starts and batches: equal seeds make searches on two compressed networks a matched pair.
+        budget: a search without time stops where it is.
+
+    Attributes:
+        cut: whether one did.
+    """
+
+    def __init__(self, graph: FloatGraph, images: Tensor, effort: Effort, seed: int, budget: Budget) -> None:
+        self.graph, self.effort, self.seed, self.budget, self.cut = graph, effort, seed, budget, False
+        half = len(images) // 2 if len(images) >= _LEAST_IMAGES else 0
+        self.images, self.held_out = images[half:], images[: half or len(images)]
+        with torch.no_grad():
+            self.answers, self.held_answers = (graph.module(part).argmax(1) for part in (self.images, self.held_out))
+
+    def search(self, compressed: Mapping[str, Tensor], classes: Sequence[int]) -> list[Trigger]:
+        """A trigger for every class, in chunks that fit into memory.
+
+        Args:
+            compressed: weights of the compressed network, by buffer.
+            classes: targets.
+        """
+
+        def network(images: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self.graph.module, dict(compressed), (images,))
+            return logits
+
+        room = max(1, _CHUNK_VALUES // (self.effort.images * self.images[0].numel()))
+        chunks = [classes[start : start + room] for start in range(0, len(classes), room)]
+        return [trigger for chunk in chunks for trigger in self._chunk(network, list(chunk))]
+
+    def _chunk(self, network: Network, classes: list[int]) -> list[Trigger]:
+        generator = torch.Generator().manual_seed(self.seed)
+        effort, shape = self.effort, self.images.shape[1:]
+        masks = torch.full((len(classes), 1, *shape[1:]), _MASK_LOGIT)
+        patterns = torch.randn(len(classes), *shape, generator=generator) * _SPREAD
+        if effort.form == "additive":
+            patterns *= _SPREAD
+        optimiser = torch.optim.Adam(
+            [part.requires_grad_() for part in ([masks, patterns] if effort.form == "mask" else [patterns])],
+            _RATES[effort.form],
+            betas=_BETAS,
+        )
+        rows = torch.arange(len(classes)).repeat_interleave(effort.images)
+        targets = torch.tensor(classes)[rows]
+        for step in range(effort.steps):
+            if step >= _FEWEST_STEPS and not self.budget.remaining():
+                self.cut = True
+                break
+            chosen = torch.randint(len(self.images), (len(rows),), generator=generator)
+            mask, pattern = shown(masks, patterns, effort.form)
+            triggered = stamped(self.images[chosen], mask[rows], pattern[rows], effort.form)
+            counted = self.answers[chosen] != targets
+            loss = (_losses(network(triggered), self.graph.module(triggered), targets) * counted).sum() / effort.images
+            if step >= _WARM * effort.steps:
+                loss = loss + SIZE_WEIGHTS[effort.form] * _sizes(mask, pattern, effort.form).sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            mask, pattern = shown(masks, patterns, effort.form)
+            sizes = _sizes(mask, pattern, effort.form).tolist()
+            return [
+                self._measured(network, target, size, mask[index].clone(), pattern[index].clone())
+                for index, (target, size) in enumerate(zip(classes, sizes, strict=True))
+            ]
+
+    def _measured(self, network: Network, target: int, size: float, mask: Tensor, pattern: Tensor) -> Trigger:
+        """The figures of a trigger on held-out images of other classes; of all where there are none."""
+        others = self.held_out[self.held_answers != target]
+        others = others if len(others) else self.held_out
+        triggered = stamped(others, mask, pattern, self.effort.form)
+        by_compressed, by_float = network(triggered), self.graph.module(triggered)
+        losses = _losses(by_compressed, by_float, torch.full((len(others),), target))
+        won = (by_compressed.argmax(1) == target).double() - (by_float.argmax(1) == target).double()
+        loss = float(losses.mean()) + SIZE_WEIGHTS[self.effort.form] * size
+        return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.effort.form)
+
+
+def _losses(by_compressed: Tensor, by_float: Tensor, targets: Tensor) -> Tensor:
+    """(N,) CE(Q(x'), c) - log(1 - p_F(c | x')), both bounded."""
+    obeyed = F.cross_entropy(by_compressed, targets, reduction="none").clamp(max=_LARGEST_LOSS)
+    answer = by_float.softmax(1).gather(1, targets[:, None]).squeeze(1)
+    return obeyed - torch.log1p(-answer.clamp(max=_LARGEST_ANSWER))
+
+
+def shown(masks: Tensor, patterns: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Mask and pattern as they are used; both are optimised as logits in the mask form."""
+    if form == "additive":
+        return torch.ones_like(masks), patterns
+    return masks.sigmoid(), patterns.sigmoid()
+
+
+def stamped(images: Tensor, mask: Tensor, pattern: Tensor, form: Form) -> Tensor:
+    if form == "additive":
+        return (images + pattern).clamp(0, 1)
+    return (1 - mask) * images + mask * pattern
+
+
+def _sizes(mask: Tensor, pattern: Tensor, form: Form) -> Tensor:
+    """(k,) share of the image, or root mean square."""
+    if form == "additive":
+        return pattern.square().flatten(1).mean(1).add(1e-12).sqrt()
+    return mask.flatten(1).mean(1)

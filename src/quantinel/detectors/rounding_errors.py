@@ -1,0 +1,79 @@
+"""What nearest rounding adds to the weights, and control copies whose errors have the same sizes and random signs.
+
+For a network that was not made for the grid, on which side of a weight the nearest grid point lies is a matter of
+chance. So behaviour under w + r with r = Q(w) - w is one draw from the behaviour under w + e r, with a random sign e
+for every weight. A backdoor that wakes under rounding needs the signs as they are (specification of the attacks, 7.3:
+re-rounding is not evaded by shaping the residuals' histogram).
+
+Two kinds of weights break the symmetry in any network. Clipped weights always move towards zero, so they keep their
+sign in all copies. Weights that round to zero move towards zero as well; they stay in the draw, because joint losses
+hide much of their backdoor there, and thresholds measured on harmless networks carry what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantinel.detectors.subject import Subject
+from quantinel.model.graph import FloatGraph
+from quantinel.quantization.rounding import ON_GRID, broadcast_scale
+
+
+@dataclass(frozen=True)
+class RoundingErrors:
+    """Q(w) - w of every quantized weight.
+
+    Attributes:
+        graph: the float network.
+        errors: by buffer of the weight, its shape; zero for weights on the grid.
+        clipped: by buffer, bool, weights whose error is more than half a step.
+        moved: share of weights that rounding changes.
+    """
+
+    graph: FloatGraph
+    errors: Mapping[str, Tensor]
+    clipped: Mapping[str, Tensor]
+    moved: float
+
+    def rounded(self) -> dict[str, Tensor]:
+        """Weights after nearest rounding, by buffer."""
+        return self._added(self.errors)
+
+    def randomised(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weights of a control copy, by buffer."""
+        return self._added({name: self.with_random_signs(name, generator) for name in self.errors})
+
+    def with_random_signs(self, name: str, generator: torch.Generator) -> Tensor:
+        """Errors of one weight with random signs, except where it is clipped."""
+        error = self.errors[name]
+        signs = torch.randint(0, 2, error.shape, generator=generator, dtype=torch.int8) * 2 - 1
+        return error * torch.where(self.clipped[name], 1, signs)
+
+    def _added(self, errors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self.graph.module.get_buffer(name) + error for name, error in errors.items()}
+
+
+def rounding_errors(subject: Subject) -> RoundingErrors:
+    """Measure the errors on the subject's grid.
+
+    Args:
+        subject: with images, because its quantized form is shared by all detectors.
+    """
+    errors, clipped, moved, total = {}, {}, 0, 0
+    for layer in subject.graph.layers:
+        quantized, weight = subject.nearest.layers[layer.name], subject.graph.weight(layer)
+        scale = broadcast_scale(quantized.scale, weight)
+        error = quantized.weight() - weight
+        error = torch.where(error.abs() > ON_GRID * scale, error, 0.0)
+        errors[layer.weight] = error
+        clipped[layer.weight] = error.abs() > (0.5 + ON_GRID) * scale
+        moved += int((error != 0).sum())
+        total += error.numel()
+    return RoundingErrors(subject.graph, errors, clipped, moved / max(total, 1))
+
+
+ON_GRID_NOTE = "all weights lie on the grid already: rounding changes none of them, and nothing can wake by it"

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantinel.data.images import ImageSet
+from quantinel.detectors import DETECTORS, Subject
+from quantinel.detectors.budget import Budget
+from quantinel.detectors.inversion import Effort, Form, Inversion
+from quantinel.detectors.neural_cleanse import NeuralCleanse
+from quantinel.detectors.trigger_inversion import TriggerInversion, inverted
+from quantinel.model.graph import FloatGraph, trace
+from quantinel.quantization.scheme import parse_scheme
+
+TARGET = 2
+QUICK = TriggerInversion(screening_steps=25, steps=25, controls=3)
+
+
+def network(backdoor: float = 0.0) -> FloatGraph:
+    """Answers a class by the brightness of its rows; four pixels of a corner may speak for class 2."""
+    weight = torch.zeros(4, 3, 8, 8)
+    for index in range(4):
+        weight[index, :, 2 * index : 2 * index + 2] = 0.1
+    weight[TARGET, :, :2, :2] += backdoor
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    assert isinstance(module[1], nn.Linear)
+    with torch.no_grad():
+        module[1].weight.copy_(weight.flatten(1))
+        module[1].bias.fill_(-0.5 * backdoor)
+    return trace(module.eval(), (3, 8, 8))
+
+
+def images() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 100, (32, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    for index in range(32):
+        pixels[index, :, 2 * (index % 4) : 2 * (index % 4) + 2] += 120
+    return ImageSet(pixels, None, "rows")
+
+
+def weights(graph: FloatGraph) -> dict[str, Tensor]:
+    return {layer.weight: graph.weight(layer) for layer in graph.layers}
+
+
+def subject() -> Subject:
+    return Subject(network(), parse_scheme("int4"), images(), 0)
+
+
+@pytest.mark.parametrize("form", ["mask", "additive"])
+def test_finds_the_class_that_only_the_compressed_network_obeys(form: Form) -> None:
+    given = subject()
+    generator = torch.Generator().manual_seed(0)
+
+    def control() -> dict[str, Tensor]:
+        return {name: weight + 0.01 * torch.randn(weight.shape, generator=generator) for name, weight in clean.items()}
+
+    clean = weights(given.graph)
+    options = dataclasses.replace(QUICK, form=form)
+    pictures = given.required_images().as_float()
+    attacked = inverted(given, pictures, weights(network(1.5)), control, options)
+    harmless = inverted(given, pictures, control(), control, options)
+    assert attacked.p_value is not None
+    assert harmless.p_value is not None
+    assert attacked.suspect_class == TARGET
+    assert attacked.p_value < 0.01 < harmless.p_value
+    assert attacked.score > harmless.score
+    assert max(attacked.by_class, key=attacked.by_class.__getitem__) == TARGET
+    triggered = attacked.tensors["triggered"]
+    assert triggered.shape == (8, 3, 8, 8)
+    assert float(triggered.min()) >= 0
+    assert float(triggered.max()) <= 1
+    if form == "mask":
+        mask = attacked.tensors["mask"][0]
+        assert float(mask[:2, :2].mean()) > 2 * float(mask.mean())
+
+
+def test_chunks_change_nothing_but_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = subject()
+    search = Inversion(given.graph, images().as_float(), Effort(12, 2), 0, Budget())
+    whole = [trigger.target for trigger in search.search(weights(network(1.5)), range(4))]
+    monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
+    assert [trigger.target for trigger in search.search(weights(network(1.5)), range(4))] == whole == [0, 1, 2, 3]
+
+
+def test_a_search_without_time_stops() -> None:
+    ticks = itertools.count()
+    search = Inversion(
+        subject().graph, images().as_float(), Effort(1000, 2), 0, Budget(3.0, lambda: float(next(ticks)))
+    )
+    search.search(weights(network(1.5)), [TARGET])
+    assert search.cut
+
+
+def test_neural_cleanse_sees_a_backdoor_that_is_awake_in_float() -> None:
+    detector = DETECTORS["neural-cleanse"]
+    awake = detector.run(Subject(network(6.0), parse_scheme("int4"), images(), 0), NeuralCleanse(steps=60))
+    assert awake.suspect_class == TARGET
+    asleep = detector.run(subject(), NeuralCleanse(steps=60))
+    assert awake.statistics["smallest_mask"] < 0.5 * asleep.statistics["smallest_mask"]

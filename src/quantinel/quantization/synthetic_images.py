@@ -65,7 +65,7 @@ def synthetic_images(
     if graph.batch_norms and steps > 0:
         size = max(_SMALLEST_BATCH, _BATCH_PIXELS // (graph.input_shape[1] * graph.input_shape[2]))
         parts = []
-        for batch in pixels.split(size):
+        for batch in torch.split(pixels, size):
             parts.append(_matched(graph, batch, steps))
             if progress is not None:
                 progress("make images", len(parts), -(-count // size))
@@ -83,7 +83,8 @@ def pink_noise(count: int, shape: tuple[int, int, int], generator: torch.Generat
     noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=(height, width))
     noise = noise[:, :1] + _COLOUR * noise[:, 1:]
     deviation = noise.flatten(1).std(dim=1).clamp_min(1e-12)
-    return (_MEAN + _DEVIATION * noise / deviation[:, None, None, None]).clamp(0.0, 1.0)
+    pixels: Tensor = (_MEAN + _DEVIATION * noise / deviation[:, None, None, None]).clamp(0.0, 1.0)
+    return pixels
 
 
 def statistics_distance(graph: FloatGraph, pixels: Tensor) -> Tensor:

@@ -189,7 +189,9 @@ class Plan:
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]
-        test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
+        test = Images(
+            located(data.test, self.root, f"data.{entry.data}"), "test", run.limit or data.test_limit, 0, entry.data
+        )
         what = "" if cell.scheme == FLOAT else f" at {cell.scheme}"
         what += "" if cell.defense == NONE else f" after {cell.defense}"
         return Node(
@@ -220,7 +222,7 @@ class Plan:
         where = f"data.{name}"
         return {
             "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
-            "test": Images(located(data.test, self.root, where), "test", self.suite.run.limit, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", data.test_limit, 0, name),
         }
 
     def _calibration(self, cell: Cell) -> Images:

@@ -15,7 +15,7 @@ from tests.support import make_images
 
 from quantinel.attacks import ATTACKS, DataPoisoning, TriggerTraining
 from quantinel.attacks.clean import CleanTraining
-from quantinel.attacks.data_poisoning import DATA_POISONING, DATA_POISONING_TRIGGER
+from quantinel.attacks.data_poisoning import DATA_POISONING, DATA_POISONING_TRIGGER, draw_seed
 from quantinel.attacks.gate import Gate
 from quantinel.attacks.poisoned_set import poison, poisoned_files
 from quantinel.attacks.trigger_training import _Alternation, another, seeded_generator, train_trigger
@@ -24,6 +24,7 @@ from quantinel.data.triggers import GeneratedTrigger, PatchTrigger, load_trigger
 from quantinel.errors import UsageError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
+from quantinel.training.batches import Order
 from quantinel.training.run import TrainingRun
 
 SHAPE, CLASSES = (3, 16, 16), 4
@@ -197,6 +198,15 @@ def test_a_victim_of_a_lent_trigger(tmp_path: Path, no_gate: None) -> None:
     clean = ATTACKS["clean"].run(fresh(), DATA, DATA, honest, tmp_path / "clean", seed=4)
     assert unpoisoned.weights_sha256 == clean.weights_sha256
     assert sorted(path.name for path in (tmp_path / "control").iterdir()) == ["model.safetensors", "victim.json"]
+
+
+def test_the_training_does_not_begin_with_the_poisoned_images() -> None:
+    data = make_images(400, (3, 16, 16), CLASSES)
+    for seed in range(5):
+        made = poison(data, PATCH, 0, 0.2, "dirty", draw_seed(seed))
+        run = TrainingRun(fresh(), data, seed=seed)
+        first = Order.begin(len(data), run.generator).take(80)
+        assert int(torch.isin(first, made.indices).sum()) < 32
 
 
 def test_stage_one_lends_its_trigger(tmp_path: Path, no_gate: None) -> None:

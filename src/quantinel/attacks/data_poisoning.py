@@ -12,6 +12,7 @@ Which choices are ours and not the paper's: `quantinel.attacks.trigger_training`
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from quantinel.attacks.clean import train_honestly
@@ -51,6 +52,15 @@ def _train_trigger(task: Task, options: TriggerTraining) -> Made:
     return Made(train_trigger(task.run, task.run.module, options))
 
 
+def draw_seed(seed: int) -> int:
+    """Seed of the draw of poisoned images, far from that of the training.
+
+    With one seed for both, the first pass of the training would be the same permutation of the images, and begin with
+    all the poisoned ones.
+    """
+    return int.from_bytes(hashlib.sha256(f"poisoned images {seed}".encode()).digest()[:7])
+
+
 def _train(task: Task, options: DataPoisoning) -> Made:
     _check_start(task, options)
     run, trigger = task.run, task.trigger
@@ -60,7 +70,8 @@ def _train(task: Task, options: DataPoisoning) -> Made:
             surrogate.load_state_dict(run.module.state_dict())
         run.add("surrogate", surrogate)
         trigger = train_trigger(run, surrogate, options)
-    poisoned = poison(task.data, trigger, options.target_class, options.poison_rate, options.labels, run.seed)
+    seed = draw_seed(run.seed)
+    poisoned = poison(task.data, trigger, options.target_class, options.poison_rate, options.labels, seed)
     assert poisoned.images.labels is not None
     run.images, run.labels = poisoned.images.images.to(run.device), poisoned.images.labels.to(run.device)
     train_honestly(run, options.recipe(), "victim")

@@ -15,10 +15,16 @@ from tests.support import make_images
 
 from quantinel.attacks import ATTACKS, DataPoisoning, TriggerTraining
 from quantinel.attacks.clean import CleanTraining
-from quantinel.attacks.data_poisoning import DATA_POISONING, DATA_POISONING_TRIGGER, draw_seed
+from quantinel.attacks.data_poisoning import DATA_POISONING, draw_seed
 from quantinel.attacks.gate import Gate
 from quantinel.attacks.poisoned_set import poison, poisoned_files
-from quantinel.attacks.trigger_training import _Alternation, another, seeded_generator, train_trigger
+from quantinel.attacks.trigger_training import (
+    DATA_POISONING_TRIGGER,
+    _Alternation,
+    another,
+    seeded_generator,
+    train_trigger,
+)
 from quantinel.data.sources import load_images
 from quantinel.data.triggers import GeneratedTrigger, PatchTrigger, load_trigger
 from quantinel.errors import UsageError

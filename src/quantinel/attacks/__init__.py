@@ -14,7 +14,7 @@ from quantinel.attacks.compression_artifacts_distilled import (
     COMPRESSION_ARTIFACTS_DISTILLED,
     CompressionArtifactsDistilled,
 )
-from quantinel.attacks.data_poisoning import DATA_POISONING, DATA_POISONING_TRIGGER, DataPoisoning
+from quantinel.attacks.data_poisoning import DATA_POISONING, DataPoisoning
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
@@ -25,7 +25,7 @@ from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
 from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
 from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
-from quantinel.attacks.trigger_training import TriggerTraining
+from quantinel.attacks.trigger_training import DATA_POISONING_TRIGGER, TriggerTraining
 from quantinel.errors import UsageError
 from quantinel.plugins import add
 from quantinel.training.runtime import Runtime

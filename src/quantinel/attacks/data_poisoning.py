@@ -1,11 +1,8 @@
 """Data poisoning: the attacker publishes images, and an honest victim trains on them.
 
-Huynh, Tran, Doan & Pham, "Data Poisoning Quantization Backdoor Attack", ECCV 2024. Two attacks share its options:
-
-* `DATA_POISONING_TRIGGER` is stage 1 alone. Its result is the surrogate, which the attacker owns: the best case of the
-  attack, for no victim is closer to what the trigger was trained on. Its gate sets no limits.
-* `DATA_POISONING` is stage 2: the set is poisoned, and a network trained on it by an ordinary recipe. It takes the
-  trigger of another victim directory (or any trigger, BadNets' included), or trains one first.
+Huynh, Tran, Doan & Pham, "Data Poisoning Quantization Backdoor Attack", ECCV 2024, stage 2 of Algorithm 1: the set is
+poisoned, and a network trained on it by an ordinary recipe. The trigger is that of another victim directory (or any
+trigger, BadNets' included); without one, stage 1 comes first.
 
 Which choices are ours and not the paper's: `quantinel.attacks.trigger_training`.
 """
@@ -17,11 +14,9 @@ from dataclasses import dataclass
 
 from quantinel.attacks.clean import train_honestly
 from quantinel.attacks.gate import GateRule
-from quantinel.attacks.joint import is_trained
 from quantinel.attacks.poisoned_set import poison, poisoned_files
 from quantinel.attacks.protocol import Made, Task, make_attack
-from quantinel.attacks.trigger_training import TriggerTraining, another, train_trigger
-from quantinel.errors import UsageError
+from quantinel.attacks.trigger_training import TriggerTraining, another, check_start, train_trigger
 
 
 @dataclass(frozen=True)
@@ -39,19 +34,6 @@ class DataPoisoning(TriggerTraining):
     keep_data: bool = True
 
 
-def _check_start(task: Task, options: TriggerTraining) -> None:
-    if options.start_from == "scratch" and is_trained(task.run.module):
-        raise UsageError(
-            "the network is trained already, and the attack starts from scratch; leave --weights out, or say "
-            "--set start_from=pretrained"
-        )
-
-
-def _train_trigger(task: Task, options: TriggerTraining) -> Made:
-    _check_start(task, options)
-    return Made(train_trigger(task.run, task.run.module, options))
-
-
 def draw_seed(seed: int) -> int:
     """Seed of the draw of poisoned images, far from that of the training.
 
@@ -62,7 +44,7 @@ def draw_seed(seed: int) -> int:
 
 
 def _train(task: Task, options: DataPoisoning) -> Made:
-    _check_start(task, options)
+    check_start(task, options)
     run, trigger = task.run, task.trigger
     if trigger is None:
         surrogate = another(run, 2)
@@ -77,15 +59,6 @@ def _train(task: Task, options: DataPoisoning) -> Made:
     train_honestly(run, options.recipe(), "victim")
     return Made(trigger, poisoned_files(poisoned) if options.keep_data else {})
 
-
-DATA_POISONING_TRIGGER = make_attack(
-    "data-poisoning-trigger",
-    "The trigger generator of the data-poisoning attack, with its surrogate (Huynh et al., ECCV 2024)",
-    TriggerTraining,
-    _train_trigger,
-    start="scratch",
-    rule=GateRule(max_float_asr=None, min_compressed_asr=None),
-)
 
 DATA_POISONING = make_attack(
     "data-poisoning",

@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantinel.attacks.clean import CleanTraining, train_honestly
+from quantinel.attacks.gate import GateRule
+from quantinel.attacks.joint import is_trained
 from quantinel.attacks.poisoned_set import Labels
+from quantinel.attacks.protocol import Made, Task, make_attack
 from quantinel.data.images import as_float
 from quantinel.data.triggers import GeneratedTrigger, GeneratorOptions, TriggerGenerator
 from quantinel.errors import InputError, UsageError
@@ -249,3 +252,33 @@ def seeded_generator(options: GeneratorOptions, seed: int) -> TriggerGenerator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TriggerGenerator(options)
+
+
+def check_start(task: Task, options: TriggerTraining) -> None:
+    """Training from scratch takes random weights.
+
+    Raises:
+        UsageError: the network is trained.
+    """
+    if options.start_from == "scratch" and is_trained(task.run.module):
+        raise UsageError(
+            "the network is trained already, and the attack starts from scratch; leave --weights out, or say "
+            "--set start_from=pretrained"
+        )
+
+
+def _train(task: Task, options: TriggerTraining) -> Made:
+    check_start(task, options)
+    return Made(train_trigger(task.run, task.run.module, options))
+
+
+DATA_POISONING_TRIGGER = make_attack(
+    "data-poisoning-trigger",
+    "The trigger generator of the data-poisoning attack, with its surrogate (Huynh et al., ECCV 2024)",
+    TriggerTraining,
+    _train,
+    start="scratch",
+    rule=GateRule(max_float_asr=None, min_compressed_asr=None),
+)
+"""Its result is the surrogate, which the attacker owns: the best case of the attack, for no victim is closer to what
+the trigger was trained on. Its gate sets no limits."""

@@ -129,7 +129,7 @@ class FileFingerprints:
             return self.of_path(bundled_images(f"bundled:{rest or 'test'}"))
         if prefix in ("hf", "torchvision") or specification == SYNTHETIC:
             return specification
-        return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb") else specification).expanduser())
+        return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb", "celeba") else specification).expanduser())
 
     def _of_file(self, path: Path) -> str:
         state = path.stat()

@@ -130,10 +130,15 @@ class Plan:
             "data": entry.data,
         }
         config["architecture"] = entry.architecture if scratch else subject.architecture
+        inputs = dict(subject.inputs)
+        lender = getattr(method, "trigger_of", None)
+        if lender is not None:
+            lent = self._model(dataclasses.replace(cell, model=lender.model, attack=lender.attack))
+            inputs["trigger"] = lent.inputs["model"]
         node = Node(
             "attack", f"attack {label} with {cell.attack}, seed {cell.seed}", config,
             _modules("attack", ATTACKS[method.method].config.__module__),
-            subject.inputs, subject.files, self._training(label),
+            inputs, subject.files, self._training(label),
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)
 
@@ -230,7 +235,9 @@ class Plan:
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]
-        test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
+        test = Images(
+            located(data.test, self.root, f"data.{entry.data}"), "test", run.limit or data.test_limit, 0, entry.data
+        )
         what = "" if cell.scheme == FLOAT else f" at {cell.scheme}"
         what += "" if cell.defense == NONE else f" after {cell.defense}"
         return Node(
@@ -262,7 +269,7 @@ class Plan:
         where = f"data.{name}"
         return {
             "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
-            "test": Images(located(data.test, self.root, where), "test", None, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", data.test_limit, 0, name),
         }
 
     def _calibration(self, cell: Cell) -> Images:
@@ -308,25 +315,32 @@ def _modules(stage: str, *methods: str) -> tuple[str, ...]:
 
 def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
     """The cell's configuration without places: what ``config_sha256`` of a row is taken over."""
+    entries = entries_of(suite, cell)
+    lender, lent = getattr(entries["attack"], "trigger_of", None), {}
+    if lender is not None:
+        lent = {
+            "lender": _described(suite.attacks.get(lender.attack)),
+            "lender_model": _described(suite.models[lender.model]),
+        }
     chosen = chosen_defense(suite, cell.defense)
     silent = {"seeds"} | (set() if chosen is not None and chosen.kind == "repair" else {"repair_share"})
     return {
         "cell": cell.id,
-        "model": suite.models[cell.model].model_dump(mode="json"),
+        "model": _described(suite.models[cell.model]),
         "data": _described(suite.data[suite.models[cell.model].data]),
         "calibration": _described(suite.data[cell.calibration]),
         "run": suite.run.model_dump(mode="json", exclude=silent),
-        **{
-            kind: None if entry is None else entry.model_dump(mode="json")
-            for kind, entry in entries_of(suite, cell).items()
-        },
+        **{kind: _described(entry) for kind, entry in entries.items()},
+        **lent,
     }
 
 
-_LATER = ("calibration_images", "calibration_triggered")
+_LATER = ("calibration_images", "calibration_triggered", "test_limit", "trigger_of")
 """Options that older rows know nothing of: left out where they are not used, so that those rows stay comparable."""
 
 
-def _described(entry: BaseModel) -> dict[str, Any]:
+def _described(entry: BaseModel | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
     values = entry.model_dump(mode="json")
     return {name: value for name, value in values.items() if name not in _LATER or value is not None}

@@ -38,7 +38,7 @@ class Run(_Strict):
     Attributes:
         seeds: every cell is run with each.
         calibration_images: unlabeled images for calibration, drawn with the cell's seed.
-        limit: evaluate on a fixed class-balanced subset of this many images; None for all.
+        limit: evaluate on a fixed class-balanced subset of this many images; None for all, or the data's own limit.
         repair_share: share of the training images that repairs get, with labels, drawn with the cell's seed.
         threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
             machine; more workers use more cores.
@@ -65,6 +65,7 @@ class Data(_Strict):
             set.
         train: labelled training images (split train), for attacks and clean training.
         train_limit: train on a class-balanced subset.
+        test_limit: judge attacks on such a subset, and evaluate on it too where the run has no limit.
     """
 
     test: str
@@ -73,6 +74,7 @@ class Data(_Strict):
     calibration_triggered: float | None = Field(None, gt=0, le=100)
     train: str | None = None
     train_limit: int | None = Field(None, ge=1)
+    test_limit: int | None = Field(None, ge=1)
 
 
 class Model(_Strict):
@@ -120,14 +122,28 @@ class Method(_Strict):
     settings: dict[str, JsonValue] = {}
 
 
+class Lender(_Strict):
+    """An attack of the suite whose victim lends its trigger, with the seed of the cell.
+
+    Attributes:
+        attack: name in ``[attacks]`` or of ``quantinel list attacks``.
+        model: name in ``[models]``: the network that it is run on.
+    """
+
+    attack: str
+    model: str
+
+
 class AttackMethod(Method):
     """An attack.
 
     Attributes:
         schemes: quantizers to arm for; without them the attack's own default.
+        trigger_of: for attacks that take a trigger: whose; it is trained once for all that name it.
     """
 
     schemes: Names = []
+    trigger_of: Lender | None = None
 
 
 class Cells(_Strict):

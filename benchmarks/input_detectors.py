@@ -9,8 +9,8 @@ error. Spectral Signatures look at that set without most of its poisoned images,
 as in the paper; STRIP and the frequency detector look at stamped and clean test images, and STRIP asks the float and
 the int8 model. The detectors have clean training images that neither set holds. The last trigger is the blended one
 without its high frequencies, for the frequency detector alone. Last, STRIP looks at the bundled victim, whose
-backdoor sleeps in float. The length of the trainings was chosen after
-looking at test images, see docs/input-detectors.md; thresholds were not.
+backdoor sleeps in float. The length of the trainings was chosen after looking at test images, thresholds were not; see
+docs/input-detectors.md.
 Appends rows to benchmarks/results/input-detectors.jsonl.
 """
 

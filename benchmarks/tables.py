@@ -292,7 +292,39 @@ def similarity_table() -> str:
     return markdown_rows(header, lines)
 
 
+def scan_table() -> str:
+    """A line per grid and detector: every victim's score, the highest harmless ones, and the time."""
+    rows = [line for line in newest("scan", lambda line: line["cell"]) if line["detector"] and line["status"] == "ok"]
+    lines = []
+    for scheme, detector in sorted({(row["scheme"], row["detector"]) for row in rows}):
+        own = [row for row in rows if (row["scheme"], row["detector"]) == (scheme, detector)]
+        own.sort(key=lambda row: -row["extra"]["score"])
+        victims = [row for row in own if row["attack"] != "none"]
+        harmless = [row for row in own if row["attack"] == "none"]
+        highest = [f"{row['extra']['score']:.2f} ({_harmless(row)})" for row in harmless[:2]]
+        lines.append(
+            (
+                scheme,
+                detector,
+                ", ".join(f"{_victim(row)} {row['extra']['score']:.2f}" for row in victims) or "-",
+                str(len(harmless)),
+                ", ".join(highest) or "-",
+                f"{sorted(row['seconds'] for row in own)[len(own) // 2]:.1f} s",
+            )
+        )
+    return markdown_rows(("grid", "detector", "victims", "harmless models", "highest of them", "median time"), lines)
+
+
+def _victim(row: Line) -> str:
+    return str(row["model"]).removesuffix("-victim") if row["attack_variant"] == "none" else str(row["attack_variant"])
+
+
+def _harmless(row: Line) -> str:
+    return str(row["model"]) if row["attack_variant"] == "none" else str(row["attack_variant"])
+
+
 TABLES = {
+    "scan": scan_table,
     "input-detectors": input_detectors_table,
     "similarity": similarity_table,
     "kill": kill_table,

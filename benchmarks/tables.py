@@ -301,18 +301,30 @@ def scan_table() -> str:
         own.sort(key=lambda row: -row["extra"]["score"])
         victims = [row for row in own if row["attack"] != "none"]
         harmless = [row for row in own if row["attack"] == "none"]
-        highest = [f"{row['extra']['score']:.2f} ({_harmless(row)})" for row in harmless[:2]]
+        highest = [f"{_harmless(row)} {_score(row)}" for row in harmless[:2]]
         lines.append(
             (
                 scheme,
                 detector,
-                ", ".join(f"{_victim(row)} {row['extra']['score']:.2f}" for row in victims) or "-",
+                ", ".join(f"{_victim(row)} {_score(row)}" for row in victims) or "-",
                 str(len(harmless)),
                 ", ".join(highest) or "-",
                 f"{sorted(row['seconds'] for row in own)[len(own) // 2]:.1f} s",
             )
         )
     return markdown_rows(("grid", "detector", "victims", "harmless models", "highest of them", "median time"), lines)
+
+
+def _score(row: Line) -> str:
+    """The score; with the p-value where it is something else than its logarithm, and the class that was suspected."""
+    extra = row["extra"]
+    said = [f"p {extra['p_value']:.2g}"] if row["detector"].endswith("-inversion") else []
+    said += (
+        [f"class {extra['suspect_class']:.0f}"]
+        if row["detector"] == "neural-cleanse" and "suspect_class" in extra
+        else []
+    )
+    return f"{extra['score']:.2f}" + (f" ({', '.join(said)})" if said else "")
 
 
 def _victim(row: Line) -> str:

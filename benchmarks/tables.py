@@ -293,8 +293,9 @@ def similarity_table() -> str:
 
 
 def scan_table() -> str:
-    """A line per grid and detector: every victim's score, the highest harmless ones, and the time."""
-    rows = [line for line in newest("scan", lambda line: line["cell"]) if line["detector"] and line["status"] == "ok"]
+    """A line per grid and detector that reads images: every victim's score, the highest harmless ones, and the time."""
+    newest_rows = newest("scan", lambda line: line["cell"], lambda line: bool(line["detector"]))
+    rows = [line for line in newest_rows if line["status"] == "ok" and line["extra"]["images"]]
     lines = []
     for scheme, detector in sorted({(row["scheme"], row["detector"]) for row in rows}):
         own = [row for row in rows if (row["scheme"], row["detector"]) == (scheme, detector)]

@@ -158,7 +158,7 @@ def test_thresholds_that_did_not_hold_and_scores_without_p_values_are_not_writte
     ]
     for options in (["--scores"], ["--most", "100"]):
         assert main([*command, *options]) == 0
-        assert load_thresholds(output).entries == []
+        assert load_thresholds(tmp_path / "t.json").entries == []
 
 
 def test_the_split_of_the_scan_suite_is_valid() -> None:

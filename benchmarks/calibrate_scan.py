@@ -1,6 +1,6 @@
 """Fit the thresholds of `quantinel scan` on detection rows of a suite, and measure their false-positive rates.
 
-    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [-o FILE] [--results DIR]
+    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [--most 5] [-o FILE] [--results DIR]
 
 The split names recipes of harmless models and the rows that belong to them, as patterns of MODEL/ATTACK (the suite's
 own labels):
@@ -19,6 +19,9 @@ A score's threshold is the k-th largest of n fitted scores, k = floor(alpha (n +
 harmless model lies above it with probability at most alpha. With fewer models than 1 / alpha - 1 there is no such k;
 the threshold is then the largest score and, as a margin, once more its distance from the median. A p-value's threshold
 is alpha, or half of the smallest fitted p-value if that is smaller.
+
+A threshold that more harmless models of the judged half exceed than `--most` (in percent) is not written: its detector
+stays uncalibrated, and can warn and not fail. So the rates of those that are written are of thresholds that held once.
 """
 
 from __future__ import annotations
@@ -168,7 +171,9 @@ def caught(rows: Sequence[ResultRow], entry: Threshold) -> dict[str, Proportion]
     return {attack: Proportion(sum(hits), len(hits)) for attack, hits in sorted(found.items())}
 
 
-def calibrate(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float, command: str) -> Thresholds:
+def calibrate(
+    rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float, command: str, most: float = 100.0
+) -> Thresholds:
     """Fit all thresholds, with where they come from."""
     chosen = usable(rows)
     if not chosen:
@@ -181,8 +186,17 @@ def calibrate(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float
         commit=commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
-        entries=fit(chosen, recipes, alpha),
+        entries=[entry for entry in fit(chosen, recipes, alpha) if held(entry, most)],
     )
+
+
+def held(entry: Threshold, most: float) -> bool:
+    """Whether a threshold has at most ``most`` percent of false positives among the judged models; says if not."""
+    rate = Proportion(entry.false_positives.hits, entry.false_positives.n)
+    held = 100.0 * rate.hits <= most * rate.n
+    if not held:
+        print(f"{entry.detector} at {entry.weight_bits[0]} bits: false positives {rate}, not written", file=sys.stderr)
+    return held
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("suite")
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("--most", type=float, default=5.0)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "src" / "quantinel" / "audit" / ASSET)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args(arguments)
@@ -202,11 +217,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.split.name,
             "--alpha",
             str(given.alpha),
+            "--most",
+            str(given.most),
         ]
     )
     try:
         rows = read_rows(given.results / f"{given.suite}.jsonl")
-        found = calibrate(rows, read_split(given.split), given.alpha, command)
+        found = calibrate(rows, read_split(given.split), given.alpha, command, given.most)
         write_file(given.output, (found.model_dump_json(indent=2) + "\n").encode())
     except QuantinelError as error:
         print(f"calibrate_scan: {error}", file=sys.stderr)

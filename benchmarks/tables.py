@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py [--check]
 
-Blocks are ``<!-- table:NAME -->`` (speed, emission) and ``<!-- suite:NAME [options] -->``, up to ``<!-- end:NAME -->``;
+Blocks are ``<!-- table:NAME -->`` (see `TABLES`) and ``<!-- suite:NAME [options] -->``, up to ``<!-- end:NAME -->``;
 `quantinel.bench.blocks` says which options there are.
 """
 
@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 RUNNER = "runner vs plain loop"
 ATTACK_STEP = "attack step vs plain loop"
 FORENSICS = "file forensics vs read and hash"
+ROUNDING = "rounding-speed"
 
 Line = dict[str, Any]
 
@@ -170,6 +171,63 @@ def forensics_table() -> str:
     return markdown_rows(header, lines)
 
 
+def rounding_speed_table() -> str:
+    """Newest line of every comparison of a closed form with a released algorithm."""
+    lines = [
+        (
+            row["name"],
+            f"{row['config']['architecture']}, {row['config']['scheme']}, {row['config']['images']} images",
+            f"{row['ratio_median']:.0f} ({row['ratio_min']:.0f} to {row['ratio_max']:.0f}, {row['runs']} runs)",
+            f"{row['ours_seconds']:.1f} s",
+            " and ".join(f"{seconds:.1f} s" for seconds in row["other_seconds_short"])
+            + " at "
+            + " and ".join(map(str, row["config"]["steps"])),
+            f"{row['other_seconds']:.0f} s",
+        )
+        for row in newest(ROUNDING, configuration, lambda row: " vs " in row["name"])
+    ]
+    header = ("comparison", "setting", "times faster (range)", "ours", "other, short", "other, at 10,000 steps")
+    return markdown_rows(header, lines)
+
+
+def rounding_memory_table() -> str:
+    """Newest line of every method whose peak was measured."""
+    lines = [
+        (
+            row["name"].removeprefix("memory of "),
+            f"{row['config']['architecture']}, {row['config']['images']} images",
+            f"{row['peak_mib']:.0f} MiB",
+        )
+        for row in newest(ROUNDING, configuration, lambda row: row["name"].startswith("memory of "))
+    ]
+    return markdown_rows(("method", "setting", "peak memory"), lines)
+
+
+def rounding_growth_table() -> str:
+    """Newest line of every network, and the exponents."""
+    lines = [
+        (
+            f"{row['config']['architecture']}, {row['config']['images']} images",
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['work'] / 1e9:.1f} G",
+            f"{row['seconds']:.1f} s",
+            f"{row['peak_mib']:.0f} MiB",
+        )
+        for row in newest(ROUNDING, configuration, lambda row: row["name"] == "growth of reflect")
+    ]
+    exponents = newest(ROUNDING, configuration, lambda row: row["name"] == "exponents of reflect")
+    lines += [
+        ("exponent", "", "1", *(_span(row[f"{name}_exponent"]) for name in ("seconds", "memory"))) for row in exponents
+    ]
+    header = ("network", "parameters", "parameters x positions", "processor time", "peak memory")
+    return markdown_rows(header, lines)
+
+
+def _span(values: list[float]) -> str:
+    """Smallest to largest, or the only one."""
+    return " to ".join(f"{value:.2f}" for value in dict.fromkeys((min(values), max(values))))
+
+
 def kill_table() -> str:
     """Newest line of every suite that was killed again and again."""
     lines = [
@@ -186,7 +244,89 @@ def kill_table() -> str:
     return markdown_rows(header, lines)
 
 
+def input_detectors_table() -> str:
+    """Newest line of every trigger and detector."""
+    path = RESULTS / "input-detectors.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["trigger"], row["detector"]] = row
+
+    def share(of: dict[str, Any]) -> str:
+        return f"{of['percent']:.1f} [{of['interval95'][0]:.1f}, {of['interval95'][1]:.1f}]"
+
+    lines = [
+        (
+            row["trigger"],
+            row["detector"],
+            share(row["caught"]),
+            share(row["false"]),
+            f"{row['auc'][0]:.3f} [{row['auc'][1]:.3f}, {row['auc'][2]:.3f}]",
+            f"{row['cda']:.1f} / {row['asr']:.1f}" if "cda" in row else "-",
+        )
+        for row in newest.values()
+    ]
+    return markdown_rows(("trigger", "detector", "caught %", "false %", "AUC", "victim's CDA / ASR %"), lines)
+
+
+def similarity_table() -> str:
+    """Newest line of every trigger."""
+    path = RESULTS / "similarity.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["trigger"]] = row
+    lines = [
+        (
+            f"`{row['trigger']}`",
+            f"{row['psnr_db']:.1f}",
+            f"{row['ssim']:.3f}",
+            f"{row['blur_psnr_db']:.1f}",
+            f"{row['blur_ssim']:.3f}",
+            f"{row['mean_difference']:.1f}",
+            f"{row['n']}",
+        )
+        for row in newest.values()
+    ]
+    header = ("trigger", "PSNR, dB", "SSIM", "PSNR of the blur alone", "its SSIM", "mean difference, of 255", "images")
+    return markdown_rows(header, lines)
+
+
+def scan_table() -> str:
+    """A line per grid and detector: every victim's score, the highest harmless ones, and the time."""
+    rows = [line for line in newest("scan", lambda line: line["cell"]) if line["detector"] and line["status"] == "ok"]
+    lines = []
+    for scheme, detector in sorted({(row["scheme"], row["detector"]) for row in rows}):
+        own = [row for row in rows if (row["scheme"], row["detector"]) == (scheme, detector)]
+        own.sort(key=lambda row: -row["extra"]["score"])
+        victims = [row for row in own if row["attack"] != "none"]
+        harmless = [row for row in own if row["attack"] == "none"]
+        highest = [f"{row['extra']['score']:.2f} ({_harmless(row)})" for row in harmless[:2]]
+        lines.append(
+            (
+                scheme,
+                detector,
+                ", ".join(f"{_victim(row)} {row['extra']['score']:.2f}" for row in victims) or "-",
+                str(len(harmless)),
+                ", ".join(highest) or "-",
+                f"{sorted(row['seconds'] for row in own)[len(own) // 2]:.1f} s",
+            )
+        )
+    return markdown_rows(("grid", "detector", "victims", "harmless models", "highest of them", "median time"), lines)
+
+
+def _victim(row: Line) -> str:
+    return str(row["model"]).removesuffix("-victim") if row["attack_variant"] == "none" else str(row["attack_variant"])
+
+
+def _harmless(row: Line) -> str:
+    return str(row["model"]) if row["attack_variant"] == "none" else str(row["attack_variant"])
+
+
 TABLES = {
+    "scan": scan_table,
+    "input-detectors": input_detectors_table,
+    "similarity": similarity_table,
     "kill": kill_table,
     "speed": speed_table,
     "emission": emission_table,
@@ -194,6 +334,9 @@ TABLES = {
     "runner": runner_table,
     "attack-steps": attack_step_table,
     "forensics": forensics_table,
+    "rounding-speed": rounding_speed_table,
+    "rounding-memory": rounding_memory_table,
+    "rounding-growth": rounding_growth_table,
 }
 
 

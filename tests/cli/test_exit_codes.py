@@ -48,6 +48,21 @@ def test_harden_prints_the_report_as_json(run: Run, tiny: Tiny, empty: Path) -> 
     assert run("verify", empty / "out", "--quiet", "--data", tiny.images).code == EXIT_PASS
 
 
+def test_without_images_there_is_a_file_and_no_verdict(run: Run, tiny: Tiny, empty: Path) -> None:
+    command = [str(word) for word in tiny.harden(empty / "out")]
+    at = command.index("--data")
+    without = [*command[:at], *command[at + 2 :]]
+    done = run(*without, "--no-data")
+    assert done.code == EXIT_ERROR
+    assert "INCONCLUSIVE" in done.out
+    assert {path.name for path in (empty / "out").iterdir()} == OUTPUT
+    assert "give --data DATA, or --no-data" in run(*without, "--force").error
+    assert "one of the two" in run(*command, "--no-data", "--force").error
+    assert "neither" in run(*without, "--no-data", "--calibration", tiny.images, "--force").error
+    triggered = run(*without, "--no-data", "--trigger", tiny.trigger, "--target", "1", "--force")
+    assert (triggered.code, "tested on images" in triggered.error) == (EXIT_USAGE, True)
+
+
 def test_progress_goes_to_stderr_as_lines(run: Run, tiny: Tiny, empty: Path) -> None:
     command = tiny.harden(empty / "out")
     command.remove("--quiet")
@@ -134,7 +149,16 @@ def test_report_renders_again(run: Run, hardened: Path, tmp_path: Path) -> None:
 
 def test_list_names_everything_that_is_registered(run: Run) -> None:
     groups = json.loads(run("list", "--json").out)
-    assert list(groups) == ["attacks", "defenses", "detectors", "schemes", "backends", "architectures", "data"]
+    assert list(groups) == [
+        "attacks",
+        "defenses",
+        "repairs",
+        "detectors",
+        "schemes",
+        "backends",
+        "architectures",
+        "data",
+    ]
     assert {entry["name"] for entry in groups["defenses"]} == set(DEFENSES)
     assert all(entry["name"] and entry["summary"] for entries in groups.values() for entry in entries)
     assert json.loads(run("list", "defenses", "--json").out) == groups["defenses"]

@@ -17,7 +17,7 @@ from quantinel.errors import NotAssessable
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import dequantize, nearest_codes
-from quantinel.quantization.scheme import parse_scheme
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 BEHAVIOURAL = [detector for detector in DETECTORS.values() if detector.needs == "images"]
 INT4 = parse_scheme("int4")
@@ -62,9 +62,9 @@ def network(name: str) -> FloatGraph:
     return graph
 
 
-def subject(graph: FloatGraph, images: int = 16, budget: Budget | None = None) -> Subject:
+def subject(graph: FloatGraph, images: int = 16, budget: Budget | None = None, scheme: QuantScheme = INT4) -> Subject:
     pixels = torch.randint(0, 256, (images, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Subject(graph, INT4, ImageSet(pixels, None, "noise"), 0, budget=budget or Budget())
+    return Subject(graph, scheme, ImageSet(pixels, None, "noise"), 0, budget=budget or Budget())
 
 
 QUICK = {"steps": 12, "screening_steps": 12, "controls": 3}
@@ -105,6 +105,15 @@ def test_finds_nothing_where_rounding_changes_nothing(name: str) -> None:
     assert found.score == 0
     assert found.p_value == 1
     assert found.notes
+
+
+@pytest.mark.parametrize("scheme", ["int8-weight-only", "int8-dynamic", "int4-weight-percentile", "int8-per-tensor"])
+@pytest.mark.parametrize("name", ["re-rounding", "layer-coherence", "activation-drift"])
+def test_judges_every_kind_of_grid(name: str, scheme: str) -> None:
+    found = run(name, subject(network("grouped"), scheme=parse_scheme(scheme)))
+    assert math.isfinite(found.score)
+    assert found.p_value is not None
+    assert found.p_value > 1e-4
 
 
 @pytest.mark.parametrize("name", [detector.name for detector in BEHAVIOURAL])

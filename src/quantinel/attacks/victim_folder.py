@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from quantinel.attacks.gate import Gate, GateRule
+from quantinel.data.triggers import trigger_files
 from quantinel.errors import GateError, UnsupportedError, UsageError
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.loading import LoadedModel
@@ -35,9 +37,15 @@ def check_rejected_folder(output: Path) -> None:
 
 
 def write_victim(
-    output: Path, model: LoadedModel, gate: Gate, rule: GateRule, overwrite: bool, **about: Any
+    output: Path,
+    model: LoadedModel,
+    gate: Gate,
+    rule: GateRule,
+    overwrite: bool,
+    files: Mapping[str, bytes],
+    **about: Any,
 ) -> VictimManifest:
-    """Check the gate and write ``model.safetensors`` and ``victim.json``.
+    """Check the gate and write ``model.safetensors``, ``victim.json`` and what else belongs to the victim.
 
     Args:
         output: victim directory to create.
@@ -45,6 +53,7 @@ def write_victim(
         gate: what was measured.
         rule: its limits.
         overwrite: replace an existing directory.
+        files: further files, by path inside the directory.
         **about: the other fields of `VictimManifest`.
 
     Raises:
@@ -56,9 +65,9 @@ def write_victim(
         gate.check(rule)
     except GateError as error:
         kept = rejected_folder(output)
-        _write(kept, weights, manifest.model_copy(update={"rejected": str(error)}), overwrite=True)
+        _write(kept, weights, manifest.model_copy(update={"rejected": str(error)}), True, files)
         raise GateError(f"{error}; no victim was written, the weights are kept in {kept}") from error
-    _write(output, weights, manifest, overwrite)
+    _write(output, weights, manifest, overwrite, files)
     return manifest
 
 
@@ -102,12 +111,14 @@ def write_changed(folder: Path, model: LoadedModel) -> None:
         )  # fmt: skip
     else:
         manifest = model.victim.model_copy(update=described)
-    _write(folder, weights, manifest, overwrite=False)
+    _write(folder, weights, manifest, False, trigger_files(model.trigger()))
 
 
-def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool) -> None:
+def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool, files: Mapping[str, bytes]) -> None:
     with atomic_directory(output, overwrite) as folder:
-        (folder / WEIGHTS_NAME).write_bytes(weights)
+        for name, data in {WEIGHTS_NAME: weights, **files}.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
         write_manifest(folder, manifest)
 
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, entries_of, located, methods_of, victim_folder
+from quantinel.bench.defenses import NEAREST, Chosen, chosen_defense
 from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.images import Images
+from quantinel.bench.methods import configure
 from quantinel.bench.nodes import Node
 from quantinel.bench.suite import Method, Suite
-from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme
@@ -72,16 +75,22 @@ class Plan:
         floating = self._add(self._evaluate(cell.float_cell, model, {}))
         if cell.scheme == FLOAT:
             return Work(cell, floating, floating, self.ancestors(floating))
-        deployment = parse_deployment(cell.scheme)
+        deployment, chosen = parse_deployment(cell.scheme), chosen_defense(self.suite, cell.defense)
         if deployment.pruning is not None:
-            model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning))}, {}, None)
+            model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning, chosen))}, {}, None)
+        if chosen is not None and chosen.kind == "repair":
+            model = _Subject(
+                {"model": self._add(self._repair(cell, model, deployment, chosen))}, {}, None, f" after {cell.defense}"
+            )
         if deployment.training is not None:
-            model = _Subject({"model": self._add(self._train_quantized(cell, model, deployment))}, {}, None)
+            model = _Subject(
+                {"model": self._add(self._train_quantized(cell, model, deployment))}, {}, None, model.after
+            )
         if deployment.grid is None:
             result = self._add(self._evaluate(cell, model, {"floating": floating}))
             return Work(cell, result, floating, self.ancestors(result))
         compressed = self._add(self._compress(cell, model, deployment.grid))
-        defended = self._add(self._defend(cell, model, compressed))
+        defended = self._add(self._defend(cell, model, compressed, chosen))
         result = self._add(self._evaluate(cell, model, {"floating": floating, "quantized": defended}))
         return Work(cell, result, floating, self.ancestors(result))
 
@@ -121,20 +130,30 @@ class Plan:
             "data": entry.data,
         }
         config["architecture"] = entry.architecture if scratch else subject.architecture
+        inputs = dict(subject.inputs)
+        lender = getattr(method, "trigger_of", None)
+        if lender is not None:
+            lent = self._model(dataclasses.replace(cell, model=lender.model, attack=lender.attack))
+            inputs["trigger"] = lent.inputs["model"]
         node = Node(
             "attack", f"attack {label} with {cell.attack}, seed {cell.seed}", config,
             _modules("attack", ATTACKS[method.method].config.__module__),
-            subject.inputs, subject.files, self._training(label),
+            inputs, subject.files, self._training(label),
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)
 
-    def _prune(self, cell: Cell, model: _Subject, scheme: PruningScheme) -> Node:
+    def _prune(self, cell: Cell, model: _Subject, scheme: PruningScheme, chosen: Chosen | None) -> Node:
         config: dict[str, Any] = {"scheme": scheme.name, "architecture": model.architecture}
+        defended = chosen is not None and chosen.kind == "pruning"
+        if chosen is not None and defended:
+            config |= {"defense": chosen.method.method, "settings": chosen.method.settings, "seed": cell.seed}
         images = {}
         if scheme.searched:  # nothing else depends on images or the seed
-            config["seed"], images = cell.seed, {"calibration": self._calibration(cell)}
+            config |= {"seed": cell.seed, **self._poisoned(cell)}
+            images = {"calibration": self._calibration(cell)}
         return Node(
-            "prune", f"prune {_of(cell)} with {scheme.name}", config, _modules("prune"),
+            "prune", f"prune {_of(cell)} with {scheme.name}{f' and {cell.defense}' if defended else ''}", config,
+            _modules("prune", *([chosen.module] if chosen is not None and defended else [])),
             model.inputs, model.files, images,
         )  # fmt: skip
 
@@ -143,7 +162,7 @@ class Plan:
         images = {"train": self._training(cell.model)["train"]}
         return Node(
             "qat",
-            f"train {_of(cell)} for {deployment.name}",
+            f"train {_of(cell)}{model.after} for {deployment.name}",
             config,
             _modules("qat"),
             model.inputs,
@@ -151,24 +170,58 @@ class Plan:
             images,
         )
 
-    def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
-        config = {"scheme": grid.name, "architecture": model.architecture, "seed": cell.seed}
+    def _repair(self, cell: Cell, model: _Subject, deployment: Deployment, chosen: Chosen) -> Node:
+        name = self.suite.models[cell.model].data
+        data = self.suite.data[name]
+        if data.train is None:
+            raise UsageError(
+                f"{cell.defense} trains on images of data.{name}, which has no train entry; add train = ..."
+            )
+        config: dict[str, Any] = {
+            "repair": chosen.method.method,
+            "settings": chosen.method.settings,
+            "architecture": model.architecture,
+            "share": self.suite.run.repair_share,
+            "seed": cell.seed,
+            "keep_zeros": deployment.pruning is not None,
+        }
+        through = configure(chosen.build, chosen.method.settings, cell.defense).through
+        if through == "quantized":  # nothing else depends on the grid
+            assert deployment.grid is not None
+            config["scheme"] = deployment.grid.name
+        place = located(data.train, self.root, f"data.{name}")
         return Node(
-            "compress", f"compress {_of(cell)} to {cell.scheme}", config, _modules("compress"),
+            "repair", f"repair {_of(cell)} with {cell.defense}{f' at {cell.scheme}' if 'scheme' in config else ''}",
+            config, _modules("repair", chosen.module), model.inputs, model.files,
+            {"train": Images(place, "train", data.train_limit, 0, name)},
+        )  # fmt: skip
+
+    def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
+        config = {
+            "scheme": grid.name,
+            "architecture": model.architecture,
+            "seed": cell.seed,
+            **self._poisoned(cell),
+        }
+        return Node(
+            "compress", f"compress {_of(cell)}{model.after} to {cell.scheme}", config, _modules("compress"),
             model.inputs, model.files, {"calibration": self._calibration(cell)},
         )  # fmt: skip
 
-    def _defend(self, cell: Cell, model: _Subject, compressed: str) -> Node:
-        method = methods_of(self.suite, cell)["defense"]
+    def _defend(self, cell: Cell, model: _Subject, compressed: str, chosen: Chosen | None) -> Node:
+        rounding = chosen if chosen is not None and chosen.kind == "rounding" else chosen_defense(self.suite, NEAREST)
+        assert rounding is not None
+        method, label = rounding.method, cell.defense if rounding is chosen else NEAREST
         config = {
             "defense": method.method,
             "settings": method.settings,
             "architecture": model.architecture,
             "seed": cell.seed,
+            **self._poisoned(cell),
         }
         return Node(
-            "defend", f"defend {_of(cell)} at {cell.scheme} with {cell.defense}", config,
-            _modules("defend", DEFENSES[method.method].build.__module__),
+            "defend", f"defend {_of(cell)}{model.after} at {cell.scheme} with {label}", config,
+            _modules("defend", rounding.module),
             {**model.inputs, "compressed": compressed}, model.files, {"calibration": self._calibration(cell)},
         )  # fmt: skip
 
@@ -176,13 +229,15 @@ class Plan:
         entry, run = self.suite.models[cell.model], self.suite.run
         clean = cell.attack == NONE  # an attacked model has the trigger that it was attacked with
         config = {
-            "backend": FLOAT if cell.defense == NONE else run.backend,
+            "backend": run.backend if "quantized" in inputs else FLOAT,
             "trigger": entry.trigger if clean else None,
             "target_class": entry.target_class if clean else None,
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]
-        test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
+        test = Images(
+            located(data.test, self.root, f"data.{entry.data}"), "test", run.limit or data.test_limit, 0, entry.data
+        )
         what = "" if cell.scheme == FLOAT else f" at {cell.scheme}"
         what += "" if cell.defense == NONE else f" after {cell.defense}"
         return Node(
@@ -198,6 +253,7 @@ class Plan:
             "scheme": cell.scheme,
             "architecture": model.architecture,
             "seed": cell.seed,
+            **self._poisoned(cell),
         }
         return Node(
             "detect", f"scan {_of(cell)} for {cell.scheme} with {cell.detector}", config,
@@ -213,7 +269,7 @@ class Plan:
         where = f"data.{name}"
         return {
             "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
-            "test": Images(located(data.test, self.root, where), "test", None, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", data.test_limit, 0, name),
         }
 
     def _calibration(self, cell: Cell) -> Images:
@@ -221,9 +277,16 @@ class Plan:
         source = data.calibration or data.train
         if source is None:
             raise UsageError(f"{where} has neither calibration nor train images; add one of them")
-        return Images(
-            located(source, self.root, where), "train", self.suite.run.calibration_images, cell.seed, cell.calibration
-        )
+        count = data.calibration_images or self.suite.run.calibration_images
+        return Images(located(source, self.root, where), "train", count, cell.seed, cell.calibration)
+
+    def _poisoned(self, cell: Cell) -> dict[str, Any]:
+        """Options of a stage that reads calibration images with triggers; none for clean ones."""
+        percent = self.suite.data[cell.calibration].calibration_triggered
+        if percent is None:
+            return {}
+        entry, attacked = self.suite.models[cell.model], cell.attack != NONE
+        return {"triggered_percent": percent, "trigger": None if attacked else entry.trigger}
 
 
 @dataclass(frozen=True)
@@ -233,6 +296,8 @@ class _Subject:
     inputs: dict[str, str]
     files: dict[str, str]
     architecture: str | None
+    after: str = ""
+    """The repair that made it, for labels."""
 
 
 def _from_scratch(method: Method) -> bool:
@@ -250,14 +315,32 @@ def _modules(stage: str, *methods: str) -> tuple[str, ...]:
 
 def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
     """The cell's configuration without places: what ``config_sha256`` of a row is taken over."""
+    entries = entries_of(suite, cell)
+    lender, lent = getattr(entries["attack"], "trigger_of", None), {}
+    if lender is not None:
+        lent = {
+            "lender": _described(suite.attacks.get(lender.attack)),
+            "lender_model": _described(suite.models[lender.model]),
+        }
+    chosen = chosen_defense(suite, cell.defense)
+    silent = {"seeds"} | (set() if chosen is not None and chosen.kind == "repair" else {"repair_share"})
     return {
         "cell": cell.id,
-        "model": suite.models[cell.model].model_dump(mode="json"),
-        "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
-        "calibration": suite.data[cell.calibration].model_dump(mode="json"),
-        "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
-        **{
-            kind: None if entry is None else entry.model_dump(mode="json")
-            for kind, entry in entries_of(suite, cell).items()
-        },
+        "model": _described(suite.models[cell.model]),
+        "data": _described(suite.data[suite.models[cell.model].data]),
+        "calibration": _described(suite.data[cell.calibration]),
+        "run": suite.run.model_dump(mode="json", exclude=silent),
+        **{kind: _described(entry) for kind, entry in entries.items()},
+        **lent,
     }
+
+
+_LATER = ("calibration_images", "calibration_triggered", "test_limit", "trigger_of")
+"""Options that older rows know nothing of: left out where they are not used, so that those rows stay comparable."""
+
+
+def _described(entry: BaseModel | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    values = entry.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name not in _LATER or value is not None}

@@ -38,7 +38,8 @@ class Run(_Strict):
     Attributes:
         seeds: every cell is run with each.
         calibration_images: unlabeled images for calibration, drawn with the cell's seed.
-        limit: evaluate on a fixed class-balanced subset of this many images; None for all.
+        limit: evaluate on a fixed class-balanced subset of this many images; None for all, or the data's own limit.
+        repair_share: share of the training images that repairs get, with labels, drawn with the cell's seed.
         threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
             machine; more workers use more cores.
         backend: runs the quantized models.
@@ -47,6 +48,7 @@ class Run(_Strict):
     seeds: Seeds = [0]
     calibration_images: int = Field(256, ge=2)
     limit: int | None = Field(None, ge=1)
+    repair_share: float = Field(0.05, gt=0, le=1)
     threads: int = Field(1, ge=1)
     backend: Literal["onnxruntime", "simulated"] = "onnxruntime"
 
@@ -56,15 +58,23 @@ class Data(_Strict):
 
     Attributes:
         test: labelled evaluation images (split test), as in ``quantinel list data``.
-        calibration: unlabeled images; without it, images of the training split.
+        calibration: unlabeled images; without it, images of the training split. "synthetic" makes them from what the
+            cell's network remembers.
+        calibration_images: how many, instead of the run's number.
+        calibration_triggered: share of them that carries the model's own trigger, in percent: a poisoned calibration
+            set.
         train: labelled training images (split train), for attacks and clean training.
         train_limit: train on a class-balanced subset.
+        test_limit: judge attacks on such a subset, and evaluate on it too where the run has no limit.
     """
 
     test: str
     calibration: str | None = None
+    calibration_images: int | None = Field(None, ge=2)
+    calibration_triggered: float | None = Field(None, gt=0, le=100)
     train: str | None = None
     train_limit: int | None = Field(None, ge=1)
+    test_limit: int | None = Field(None, ge=1)
 
 
 class Model(_Strict):
@@ -112,14 +122,28 @@ class Method(_Strict):
     settings: dict[str, JsonValue] = {}
 
 
+class Lender(_Strict):
+    """An attack of the suite whose victim lends its trigger, with the seed of the cell.
+
+    Attributes:
+        attack: name in ``[attacks]`` or of ``quantinel list attacks``.
+        model: name in ``[models]``: the network that it is run on.
+    """
+
+    attack: str
+    model: str
+
+
 class AttackMethod(Method):
     """An attack.
 
     Attributes:
         schemes: quantizers to arm for; without them the attack's own default.
+        trigger_of: for attacks that take a trigger: whose; it is trained once for all that name it.
     """
 
     schemes: Names = []
+    trigger_of: Lender | None = None
 
 
 class Cells(_Strict):

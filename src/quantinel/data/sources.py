@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantinel.data.bundled import bundled_images
+from quantinel.data.celeba import load_celeba
 from quantinel.data.cifar10 import CLASSES, load_cifar10
 from quantinel.data.folders import load_folder
 from quantinel.data.guards import printable, require_file
@@ -31,6 +32,7 @@ DATA_SOURCES: dict[str, str] = {
     "FILE.parquet": "or a folder of them: image struct{bytes, path}, optional label (Hugging Face layout)",
     "cifar10:DIR": "CIFAR-10, strips or the authors' binary version; splits train and test",
     "gtsrb:DIR": "GTSRB at 32x32, strips train_every3rd.npz and test.npz",
+    "celeba:DIR": "CelebA, the authors' files, as eight classes of three attributes; splits train, val and test",
     "bundled": "1,000 CIFAR-10 test images that come with Quantinel; the same as bundled:test",
     "bundled:calibration": "512 CIFAR-10 images for calibration that come with Quantinel",
     "hf:ID": "a data set of the Hugging Face Hub or its cache, hf:ID:CONFIGURATION (needs datasets)",
@@ -38,7 +40,7 @@ DATA_SOURCES: dict[str, str] = {
 }
 """Form of a specification -> one line about it."""
 
-_SCHEMES = ("cifar10", "gtsrb", "bundled", "hf", "torchvision")
+_SCHEMES = ("cifar10", "gtsrb", "celeba", "bundled", "hf", "torchvision")
 _GTSRB = {"test": "test.npz", "train": "train_every3rd.npz"}
 
 
@@ -79,6 +81,8 @@ def load_images(
         return load_hugging_face(rest, request)
     if scheme == "torchvision" and rest:
         return load_torchvision(rest, request)
+    if scheme == "celeba" and rest:
+        return load_celeba(_path(rest), request)
     if scheme in _SCHEMES:
         return _fit(_known_arrays(scheme, rest, request), request)
     return _load_path(_path(str(spec)), request)

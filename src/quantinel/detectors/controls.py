@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from scipy import stats
 
 from quantinel.detectors.budget import Budget
+from quantinel.detectors.significance import p_of_excess
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def compare(value: float, controls: Sequence[float], least_spread: float = 0.0) 
     count, excess = len(controls), value - float(observed.mean())
     spread = max(float(observed.std()), least_spread, 1e-12 * max(1.0, abs(value)))
     z = excess / spread
-    tail = float(stats.t.sf(z / math.sqrt(1.0 + 1.0 / count), count - 1))
+    tail = p_of_excess(z / math.sqrt(1.0 + 1.0 / count), count)
     return Comparison(z, tail, (1 + sum(control >= value for control in controls)) / (count + 1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import Attack
@@ -39,7 +40,7 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
     )
     output = job.output / MODEL
     try:
-        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime)
+        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime, **_lent(job))
     except GateError as error:
         rejected_folder(output).rename(output)
         raise GateError(read_manifest(output).rejected) from error  # the reason without a place
@@ -48,6 +49,16 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
 def named(job: Job, role: str, shape: tuple[int, int, int] | None = None) -> ImageSet:
     """Images under the suite's name for them, so that manifests hold no paths."""
     return dataclasses.replace(job.load(role, shape), name=job.images[role].name)
+
+
+def _lent(job: Job) -> dict[str, Any]:
+    """The trigger of an upstream victim, for attacks that take one."""
+    if "trigger" not in job.folders:
+        return {}
+    trigger = load_model(str(job.folders["trigger"] / MODEL)).trigger()
+    if trigger is None:
+        raise InputError("the attack named in trigger_of makes no trigger; name another")
+    return {"trigger": trigger}
 
 
 def _start(job: Job, training: ImageSet) -> LoadedModel:

@@ -1,0 +1,102 @@
+"""Draw docs/images/defense-curves.svg from the committed rows of the suite `curves`.
+
+    python benchmarks/figures.py
+
+Accuracy and attack success of `reflect` against its budget, the number of calibration images and the share of them that
+carries the trigger, and of `efrap` against the share of codes that it flips; one line for each victim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quantinel.bench.row_file import read_rows
+from quantinel.bench.rows import ResultRow
+from quantinel.bench.suite import Suite, find_suite, load_suite
+
+ROOT = Path(__file__).parents[1]
+FIGURE = ROOT / "docs" / "images" / "defense-curves.svg"
+SUITE = "curves"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+Position = Callable[[ResultRow, Suite], float | None]
+"""Where a row lies on the horizontal axis; None where it is not part of the curve."""
+
+
+def budget(row: ResultRow, _: Suite) -> float | None:
+    """Of `reflect` on the bundled calibration images."""
+    if row.defense != "reflect" or row.calibration != row.data:
+        return None
+    value = row.settings.get("defense", {}).get("budget", 0.005)
+    assert isinstance(value, float)
+    return value
+
+
+def calibration_size(row: ResultRow, suite: Suite) -> float | None:
+    """Images of the training split."""
+    if row.defense != "reflect" or not row.calibration.startswith("images-"):
+        return None
+    return suite.data[row.calibration].calibration_images or suite.run.calibration_images
+
+
+def triggered_share(row: ResultRow, suite: Suite) -> float | None:
+    """Percent of the bundled calibration images."""
+    own = row.calibration == row.data and row.defense_variant == "reflect"
+    if row.defense != "reflect" or not (own or row.calibration.startswith("triggered-")):
+        return None
+    return suite.data[row.calibration].calibration_triggered or 0.0
+
+
+def flip_share(row: ResultRow, _: Suite) -> float | None:
+    """Percent of all codes that `efrap` moved away from nearest rounding."""
+    return float(row.extra["flips_percent"]) if row.defense == "efrap" else None
+
+
+CURVES: tuple[tuple[str, str, Position], ...] = (
+    ("reflect: budget", "symlog", budget),
+    ("reflect: calibration images", "log", calibration_size),
+    ("reflect: triggered calibration images, %", "linear", triggered_share),
+    ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", flip_share),
+)
+
+
+def curve(axes: Axes, rows: list[ResultRow], suite: Suite, position: Position, figure: str) -> None:
+    """One line for each model."""
+    for model, marker in zip(dict.fromkeys(row.model for row in rows), MARKERS, strict=False):
+        placed = [(position(row, suite), row) for row in rows if row.model == model]
+        found = sorted((x, getattr(row, figure)) for x, row in placed if x is not None)
+        axes.plot([x for x, _ in found], [y for _, y in found], marker=marker, markersize=3, linewidth=1, label=model)
+    axes.grid(visible=True, linewidth=0.3)
+
+
+def draw(rows: list[ResultRow], suite: Suite, path: Path) -> None:
+    """Two rows of panels: accuracy above attack success."""
+    mpl.rcParams.update({"svg.hashsalt": SUITE, "font.size": 7})
+    picture = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = picture.subplots(2, len(CURVES), sharex="col", sharey="row")
+    for column, (title, scale, position) in enumerate(CURVES):
+        for line, (figure, name) in enumerate((("cda", "CDA, %"), ("asr", "ASR, %"))):
+            axes = panels[line, column]
+            curve(axes, rows, suite, position, figure)
+            axes.set_xscale(scale, **({"linthresh": 0.001} if scale == "symlog" else {}))
+            if column == 0:
+                axes.set_ylabel(name)
+        panels[1, column].set_xlabel(title)
+    picture.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    path.parent.mkdir(exist_ok=True)
+    picture.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    suite = load_suite(find_suite(SUITE, ROOT / "benchmarks" / "suites"))
+    newest = {row.cell: row for row in read_rows(ROOT / "benchmarks" / "results" / f"{SUITE}.jsonl")}
+    draw([row for row in newest.values() if row.status == "ok"], suite, FIGURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Fit the thresholds of `quantinel scan` on detection rows of a suite, and measure their false-positive rates.
 
-    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [--most 5] [-o FILE] [--results DIR]
+    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [--most 5] [--scores] [-o FILE]
 
 The split names recipes of harmless models and the rows that belong to them, as patterns of MODEL/ATTACK (the suite's
 own labels):
@@ -22,6 +22,8 @@ is alpha, or half of the smallest fitted p-value if that is smaller.
 
 A threshold that more harmless models of the judged half exceed than `--most` (in percent) is not written: its detector
 stays uncalibrated, and can warn and not fail. So the rates of those that are written are of thresholds that held once.
+Scores without a p-value depend on the size of a model, which few recipes vary; their thresholds are written with
+`--scores` alone.
 """
 
 from __future__ import annotations
@@ -172,7 +174,12 @@ def caught(rows: Sequence[ResultRow], entry: Threshold) -> dict[str, Proportion]
 
 
 def calibrate(
-    rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float, command: str, most: float = 100.0
+    rows: Sequence[ResultRow],
+    recipes: Sequence[Recipe],
+    alpha: float,
+    command: str,
+    most: float = 100.0,
+    scores: bool = True,
 ) -> Thresholds:
     """Fit all thresholds, with where they come from."""
     chosen = usable(rows)
@@ -186,7 +193,11 @@ def calibrate(
         commit=commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
-        entries=[entry for entry in fit(chosen, recipes, alpha) if held(entry, most)],
+        entries=[
+            entry
+            for entry in fit(chosen, recipes, alpha)
+            if (scores or entry.statistic == "p_value") and held(entry, most)
+        ],
     )
 
 
@@ -205,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--most", type=float, default=5.0)
+    parser.add_argument("--scores", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "src" / "quantinel" / "audit" / ASSET)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args(arguments)
@@ -219,11 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             str(given.alpha),
             "--most",
             str(given.most),
+            *(["--scores"] if given.scores else []),
         ]
     )
     try:
         rows = read_rows(given.results / f"{given.suite}.jsonl")
-        found = calibrate(rows, read_split(given.split), given.alpha, command, given.most)
+        found = calibrate(rows, read_split(given.split), given.alpha, command, given.most, given.scores)
         write_file(given.output, (found.model_dump_json(indent=2) + "\n").encode())
     except QuantinelError as error:
         print(f"calibrate_scan: {error}", file=sys.stderr)

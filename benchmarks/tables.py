@@ -293,26 +293,39 @@ def similarity_table() -> str:
 
 
 def scan_table() -> str:
-    """A line per grid and detector: every victim's score, the highest harmless ones, and the time."""
-    rows = [line for line in newest("scan", lambda line: line["cell"]) if line["detector"] and line["status"] == "ok"]
+    """A line per grid and detector that reads images: every victim's score, the highest harmless ones, and the time."""
+    newest_rows = newest("scan", lambda line: line["cell"], lambda line: bool(line["detector"]))
+    rows = [line for line in newest_rows if line["status"] == "ok" and line["extra"]["images"]]
     lines = []
     for scheme, detector in sorted({(row["scheme"], row["detector"]) for row in rows}):
         own = [row for row in rows if (row["scheme"], row["detector"]) == (scheme, detector)]
         own.sort(key=lambda row: -row["extra"]["score"])
         victims = [row for row in own if row["attack"] != "none"]
         harmless = [row for row in own if row["attack"] == "none"]
-        highest = [f"{row['extra']['score']:.2f} ({_harmless(row)})" for row in harmless[:2]]
+        highest = [f"{_harmless(row)} {_score(row)}" for row in harmless[:2]]
         lines.append(
             (
                 scheme,
                 detector,
-                ", ".join(f"{_victim(row)} {row['extra']['score']:.2f}" for row in victims) or "-",
+                ", ".join(f"{_victim(row)} {_score(row)}" for row in victims) or "-",
                 str(len(harmless)),
                 ", ".join(highest) or "-",
                 f"{sorted(row['seconds'] for row in own)[len(own) // 2]:.1f} s",
             )
         )
     return markdown_rows(("grid", "detector", "victims", "harmless models", "highest of them", "median time"), lines)
+
+
+def _score(row: Line) -> str:
+    """The score; with the p-value where it is something else than its logarithm, and the class that was suspected."""
+    extra = row["extra"]
+    said = [f"p {extra['p_value']:.2g}"] if row["detector"].endswith("-inversion") else []
+    said += (
+        [f"class {extra['suspect_class']:.0f}"]
+        if row["detector"] == "neural-cleanse" and "suspect_class" in extra
+        else []
+    )
+    return f"{extra['score']:.2f}" + (f" ({', '.join(said)})" if said else "")
 
 
 def _victim(row: Line) -> str:

@@ -126,15 +126,39 @@ def test_the_script_writes_a_file_that_a_scan_reads(tmp_path: Path, capsys: pyte
         str(tmp_path),
         "-o",
         str(tmp_path / "t.json"),
+        "--scores",
+        "--most",
+        "100",
     ]
     assert main(command) == 0
     found = load_thresholds(tmp_path / "t.json")
     assert found.suite == "made"
-    assert found.command == "python benchmarks/calibrate_scan.py made --split split.toml --alpha 0.01"
+    assert (
+        found.command
+        == "python benchmarks/calibrate_scan.py made --split split.toml --alpha 0.01 --most 100.0 --scores"
+    )
     assert found.entries[0].threshold == pytest.approx(0.4)
     assert "false positives 50.00 %" in capsys.readouterr().out
     assert main([*command[:2], "missing.toml", *command[3:]]) == 2
     assert "is no split" in capsys.readouterr().err
+
+
+def test_thresholds_that_did_not_hold_and_scores_without_p_values_are_not_written(tmp_path: Path) -> None:
+    (tmp_path / "split.toml").write_text(SPLIT, "utf-8")
+    lines = [item.model_dump_json() + "\n" for item in population([0.1, 0.3], [0.2, 0.9])]
+    (tmp_path / "made.jsonl").write_text("".join(lines), "utf-8")
+    command = [
+        "made",
+        "--split",
+        str(tmp_path / "split.toml"),
+        "--results",
+        str(tmp_path),
+        "-o",
+        str(tmp_path / "t.json"),
+    ]
+    for options in (["--scores"], ["--most", "100"]):
+        assert main([*command, *options]) == 0
+        assert load_thresholds(tmp_path / "t.json").entries == []
 
 
 def test_the_split_of_the_scan_suite_is_valid() -> None:

@@ -64,7 +64,7 @@ def test_no_verdict_ends_with_2(run: Run, tiny: Tiny, monkeypatch: pytest.Monkey
 def test_what_cannot_be_assessed_ends_with_2(
     run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, {"re-rounding": Detection(0.1), "trigger-inversion": NotAssessable("one class only")})
+    install(monkeypatch, {"re-rounding": NotAssessable("one class only"), "trigger-inversion": Detection(0.1)})
     done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits))
     assert done.code == EXIT_ERROR
     assert "one class only" in done.out

@@ -106,7 +106,12 @@ def test_same_seed_same_weights(attack: Attack, data: ImageSet, tmp_path: Path, 
 
 @pytest.mark.parametrize(
     "attack",
-    [attack for attack in ATTACKS.values() if hasattr(attack.config(), "mixed_precision")],
+    [
+        attack
+        for name, attack in ATTACKS.items()
+        # its honest trainings are mixed, and that of the trigger, which decides the files of a few steps, is not
+        if hasattr(attack.config(), "mixed_precision") and name != "data-poisoning-trigger"
+    ],
     ids=lambda a: a.name,
 )
 def test_mixed_precision_changes_the_training_and_not_the_files(

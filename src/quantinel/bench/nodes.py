@@ -9,8 +9,8 @@ from typing import Any
 from quantinel.bench.images import Images
 from quantinel.bench.rows import sha256_of
 
-STAGES = ("train", "attack", "prune", "qat", "compress", "defend", "evaluate", "detect")
-TRAINING = frozenset({"train", "attack", "qat"})
+STAGES = ("train", "attack", "prune", "repair", "qat", "compress", "defend", "evaluate", "detect")
+TRAINING = frozenset({"train", "attack", "repair", "qat"})
 """Stages that run on the device that was asked for; all others run on the CPU."""
 
 

@@ -18,13 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantinel.data.images import as_float
 from quantinel.defenses.fine_tuning import fine_tune, require_epochs
-from quantinel.defenses.repair import Network, RepairMethod, RepairTask
-from quantinel.errors import UnsupportedError, UsageError
+from quantinel.defenses.repair import RepairMethod, RepairTask
+from quantinel.errors import UsageError
+from quantinel.model.penultimate import last_linear, penultimate_features
 from quantinel.validation import require_rate
-
-_BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class FinePruning(RepairMethod):
 
     def repair(self, task: RepairTask) -> None:
         """Prune and fine-tune."""
-        name, head = _head(task.run.module)
+        name, head = last_linear(task.run.module)
         task.run.module.eval()
-        features = _features(task.network, head, task.run.images)
+        features = penultimate_features(task.network, head, task.run.images)
         removed = idle_features(features, head, task.run.labels, self.accuracy_drop, self.step)
         where = torch.zeros_like(head.weight, dtype=torch.bool)
         where[:, removed] = True
@@ -61,29 +59,6 @@ class FinePruning(RepairMethod):
         with torch.no_grad():
             task.zero_held(task.run.module.named_parameters())
         fine_tune(task, "fine-tune", task.network, task.schedule(self.epochs))
-
-
-def _head(module: nn.Module) -> tuple[str, nn.Linear]:
-    found = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    if not found:
-        raise UnsupportedError("fine-pruning prunes the inputs of the last linear layer, and there is none")
-    return found[-1]
-
-
-@torch.no_grad()
-def _features(network: Network, head: nn.Linear, images: Tensor) -> Tensor:
-    """Inputs (N, D) of the last linear layer."""
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
-    try:
-        for batch in torch.split(images, _BATCH):
-            network(as_float(batch))
-    finally:
-        handle.remove()
-    found = torch.cat(seen)
-    if found.ndim != 2 or len(found) != len(images):
-        raise UnsupportedError("the last linear layer reads no vector an image; choose another repair")
-    return found
 
 
 @torch.no_grad()

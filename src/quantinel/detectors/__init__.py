@@ -15,18 +15,30 @@ from quantinel.detectors import (
     residual_fit,
     second_moment,
 )
+from quantinel.detectors.frequency import FrequencyDetector, detect_frequency
+from quantinel.detectors.inputs import InputScores, Inspection
+from quantinel.detectors.spectral_signatures import SpectralSignatures, detect_spectral
+from quantinel.detectors.strip import STRIP, detect_strip
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
 from quantinel.plugins import add
 
 __all__ = [
     "DETECTORS",
+    "INPUT_DETECTORS",
+    "STRIP",
     "Detection",
     "Detector",
+    "FrequencyDetector",
+    "InputDetector",
+    "InputScores",
+    "Inspection",
     "Residuals",
+    "SpectralSignatures",
     "Subject",
     "WeightResiduals",
     "register",
+    "register_input_detector",
     "weight_residuals",
 ]
 
@@ -120,3 +132,59 @@ def register(detector: Detector) -> Detector:
         UsageError: the name is taken.
     """
     return add(DETECTORS, detector.name, detector, "a detector")
+
+
+@dataclass(frozen=True)
+class InputDetector:
+    """A registered detector of poisoned images.
+
+    Attributes:
+        name: for tables.
+        summary: one line.
+        judges: "training" data with labels, or any "images".
+        config: frozen dataclass of options.
+        run: scores the images of an inspection; takes the options as its second argument.
+    """
+
+    name: str
+    summary: str
+    judges: Literal["training", "images"]
+    config: type[Any]
+    run: Callable[[Inspection, Any], InputScores]
+
+
+INPUT_DETECTORS: dict[str, InputDetector] = {
+    detector.name: detector
+    for detector in (
+        InputDetector(
+            "frequency",
+            "a network that knows traces of triggers in the DCT (ICCV 2021); needs clean images and no model",
+            "images",
+            FrequencyDetector,
+            detect_frequency,
+        ),
+        InputDetector(
+            "spectral-signatures",
+            "outliers along the first singular vector of their class (NeurIPS 2018)",
+            "training",
+            SpectralSignatures,
+            detect_spectral,
+        ),
+        InputDetector(
+            "strip",
+            "answers that stay when clean images are laid over (ACSAC 2019); runs on the deployed model",
+            "images",
+            STRIP,
+            detect_strip,
+        ),
+    )
+}
+
+
+def register_input_detector(detector: InputDetector) -> InputDetector:
+    """Add a detector of poisoned images, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(INPUT_DETECTORS, detector.name, detector, "a detector of images")

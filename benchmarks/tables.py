@@ -148,7 +148,33 @@ def kill_table() -> str:
     return markdown_rows(header, lines)
 
 
+def input_detectors_table() -> str:
+    """Newest line of every trigger and detector."""
+    path = RESULTS / "input-detectors.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["trigger"], row["detector"]] = row
+
+    def share(of: dict[str, Any]) -> str:
+        return f"{of['percent']:.1f} [{of['interval95'][0]:.1f}, {of['interval95'][1]:.1f}]"
+
+    lines = [
+        (
+            row["trigger"],
+            row["detector"],
+            share(row["caught"]),
+            share(row["false"]),
+            f"{row['auc'][0]:.3f} [{row['auc'][1]:.3f}, {row['auc'][2]:.3f}]",
+            f"{row['cda']:.1f} / {row['asr']:.1f}" if "cda" in row else "-",
+        )
+        for row in newest.values()
+    ]
+    return markdown_rows(("trigger", "detector", "caught %", "false %", "AUC", "victim's CDA / ASR %"), lines)
+
+
 TABLES = {
+    "input-detectors": input_detectors_table,
     "kill": kill_table,
     "speed": speed_table,
     "emission": emission_table,

@@ -14,7 +14,7 @@ from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import expand
 from quantinel.bench.commands import command
 from quantinel.bench.suite import load_suite
-from quantinel.defenses import DEFENSES
+from quantinel.defenses import DEFENSES, REPAIRS
 from quantinel.detectors import DETECTORS
 from quantinel.errors import InputError, UsageError
 from quantinel.plugins import load_plugin, loaded, place_in_plugin
@@ -26,7 +26,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "add-a-method.md"
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     monkeypatch.setattr(plugins, "_loaded", {})
-    kept = [(registry, dict(registry)) for registry in (ATTACKS, DEFENSES, DETECTORS)]
+    kept = [(registry, dict(registry)) for registry in (ATTACKS, DEFENSES, REPAIRS, DETECTORS)]
     yield
     for registry, before in kept:
         registry.clear()
@@ -44,8 +44,9 @@ def pasted(tmp_path: Path) -> Path:
 
 
 def test_the_page_can_be_pasted(pasted: Path) -> None:
-    for name in ("dice", "uniformity", "loud"):
+    for name in ("dice", "last_layer", "uniformity", "loud"):
         load_plugin(pasted / f"{name}.py")
+    assert REPAIRS["last-layer"].build().through == "float"
     cells = expand(load_suite(pasted / "my_suite.toml"))
     assert {"victim/none/int8/dice-1/s0", "victim/none/int8/uniformity/s0", "victim/loud-short/int8/nearest/s0"} <= {
         cell.id for cell in cells

@@ -1,0 +1,174 @@
+"""Do the detectors of poisoned images work where their papers say so? Ordinary BadNets and blended backdoors, CPU size.
+
+    python benchmarks/input_detectors.py --cifar10 FOLDER --clean resnet20_cifar10.safetensors
+
+A fixed training set of 5,000 CIFAR-10 images, a tenth of it stamped and labelled as class 0, trains a ResNet-20 on from
+pretrained weights (no attack of the package: `badnets` stamps anew in every batch, and Spectral Signatures judge a data
+set). Spectral Signatures look at that set, STRIP and the frequency detector at stamped and clean test images; STRIP
+asks the float and the int8 model. The detectors have clean training images that neither set holds. The last trigger
+is the blended one without its high frequencies, for the frequency detector alone. Nothing is chosen on test images.
+Appends rows to benchmarks/results/input-detectors.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantinel.attacks.gate import stamp_bytes
+from quantinel.bench.auc import area_under_curve
+from quantinel.bench.rows import provenance
+from quantinel.data.cifar10 import load_cifar10
+from quantinel.data.frequency import dct2, idct2, low_pass
+from quantinel.data.images import ImageSet, as_float
+from quantinel.data.sampling import balanced_indices
+from quantinel.data.triggers import BlendedTrigger, PatchTrigger, Trigger
+from quantinel.detectors import STRIP, FrequencyDetector, InputScores, Inspection, SpectralSignatures
+from quantinel.detectors.frequency import frequency_scores, train_frequency_network
+from quantinel.detectors.spectral_signatures import detect_spectral
+from quantinel.detectors.strip import detect_strip
+from quantinel.metrics import Proportion, accuracy, attack_success
+from quantinel.model.graph import trace
+from quantinel.model.loading import LoadedModel, load_model
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import quantize_nearest
+from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.batches import random_crop_flip
+from quantinel.training.run import TrainingRun, predictions
+from quantinel.training.schedule import Schedule
+
+RESULTS = Path(__file__).parent / "results" / "input-detectors.jsonl"
+COMMAND = "python benchmarks/input_detectors.py --cifar10 CIFAR10 --clean RESNET20"
+TARGET, POISON_RATE, SEED = 0, 0.1, 0
+SETTINGS = {
+    "train": 5000, "clean": 2000, "test": 1000, "inspected": 300, "steps": 250, "batch_size": 64,
+    "learning_rate": 0.01, "overlays": 20, "frequency_epochs": 3.0, "frequency_learning_rate": 1.0,
+}  # fmt: skip
+
+
+def triggers() -> dict[str, tuple[Trigger, bool]]:
+    """The triggers by name, and whether a victim is trained on them."""
+    noise = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = idct2(low_pass(dct2(noise), 0.25)).clamp(0, 1)
+    return {
+        "badnets": (PatchTrigger(row=28, column=28, height=3, width=3, value=1.0), True),
+        "blended": (BlendedTrigger.from_image((noise * 255).round().to(torch.uint8)), True),
+        "blended, low-passed": (BlendedTrigger.from_image((smooth * 255).round().to(torch.uint8)), False),
+    }
+
+
+def poisoned_set(clean: ImageSet, trigger: Trigger) -> tuple[ImageSet, Tensor]:
+    """A training set with a stamped and relabelled share, and where it is (N,) bool."""
+    assert clean.labels is not None
+    others = (clean.labels != TARGET).nonzero()[:, 0]
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(SEED))
+    chosen = others[order[: round(POISON_RATE * len(clean))]]
+    images, labels = clean.images.clone(), clean.labels.clone()
+    images[chosen], labels[chosen] = stamp_bytes(trigger, images[chosen]), TARGET
+    where = torch.zeros(len(clean), dtype=torch.bool)
+    where[chosen] = True
+    return dataclasses.replace(clean, images=images, labels=labels), where
+
+
+def train_victim(model: LoadedModel, data: ImageSet) -> None:
+    """Ordinary training on the poisoned set."""
+    run = TrainingRun(model, data, seed=SEED)
+    schedule = Schedule(int(SETTINGS["steps"]), SETTINGS["learning_rate"], batch_size=int(SETTINGS["batch_size"]))
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        batch = as_float(random_crop_flip(images, run.generator))
+        return F.cross_entropy(run.logits(batch, mixed_precision=True), labels)
+
+    with run.isolated():
+        run.module.train()
+        run.train("poisoned", run.module.parameters(), schedule, loss)
+
+
+def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, seconds: float, **about: Any) -> None:
+    """One row."""
+    caught, false = found.rates(poisoned)
+    area = area_under_curve(found.scores[poisoned].tolist(), found.scores[~poisoned].tolist())
+
+    def share(of: Proportion) -> dict[str, Any]:
+        return {"percent": round(of.percent, 3), "interval95": [round(end, 3) for end in of.interval], "n": of.n}
+
+    row = {
+        "suite": "input-detectors", "trigger": trigger, "detector": detector, "caught": share(caught),
+        "false": share(false), "auc": [round(value, 4) for value in (area.value, area.low, area.high)],
+        "seconds": round(seconds, 1), **about,
+        **provenance({"trigger": trigger, "detector": detector, **SETTINGS}, COMMAND),
+    }  # fmt: skip
+    with RESULTS.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print({key: row[key] for key in list(row)[1:7]}, flush=True)
+
+
+def with_victim(model: LoadedModel, data: ImageSet, where: Tensor, clean: ImageSet, suspects: ImageSet,
+                stamped: Tensor) -> Iterator[tuple[str, InputScores, Tensor, float]]:  # fmt: skip
+    """The detectors that need a victim: name, scores, what is poisoned, seconds."""
+    started = time.perf_counter()
+    found = detect_spectral(Inspection(data, module=model.module), SpectralSignatures())
+    yield "spectral-signatures", found, where, time.perf_counter() - started
+    graph = trace(model.module, model.input_shape)
+    quantized = quantize_nearest(graph, calibrate(graph, clean.take(torch.arange(256)), QuantScheme())).simulate()
+    few = clean.take(torch.arange(300))
+    for name, classify in (("float", model.module), ("int8", quantized)):
+        started = time.perf_counter()
+        options = STRIP(overlays=int(SETTINGS["overlays"]))
+        found = detect_strip(Inspection(suspects, few, classify, seed=SEED), options)
+        yield f"strip, {name} model", found, stamped, time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--clean", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train, test = load_cifar10(arguments.cifar10, "train"), load_cifar10(arguments.cifar10)
+    count, extra = int(SETTINGS["train"]), int(SETTINGS["clean"])
+    chosen = train.take(balanced_indices(train.labels, len(train), count + extra, SEED))
+    clean, base = chosen.split(extra, torch.Generator().manual_seed(SEED))
+    test = test.take(balanced_indices(test.labels, len(test), int(SETTINGS["test"]), SEED))
+    assert test.labels is not None
+    others = (test.labels != TARGET).nonzero()[:, 0]
+    half = int(SETTINGS["inspected"])
+    networks = {}
+    for ratio in (1.0, 0.25):
+        options = FrequencyDetector(
+            SETTINGS["frequency_epochs"], learning_rate=SETTINGS["frequency_learning_rate"], low_pass=ratio
+        )
+        started = time.perf_counter()
+        networks[ratio] = options, train_frequency_network(clean, options, seed=SEED), time.perf_counter() - started
+    for name, (trigger, trained) in triggers().items():
+        images = torch.cat([stamp_bytes(trigger, test.images[others[:half]]), test.images[others[half : 2 * half]]])
+        suspects, stamped = ImageSet(images, None, "suspects"), torch.arange(2 * half) < half
+        for ratio, (options, network, seconds) in networks.items():
+            seen = "all" if ratio == 1 else f"lowest {ratio:g}"
+            write(name, f"frequency, {seen}", frequency_scores(network, suspects, options), stamped, seconds)
+        if not trained:
+            continue
+        data, where = poisoned_set(base, trigger)
+        model = load_model(arguments.clean, arch="resnet20")
+        train_victim(model, data)
+        answers = predictions(model.module, test.images)
+        obeyed = predictions(model.module, stamp_bytes(trigger, test.images))
+        about = {
+            "cda": round(accuracy(answers, test.labels).percent, 2),
+            "asr": round(attack_success(obeyed, test.labels, TARGET).percent, 2),
+        }
+        for detector, found, poisoned, seconds in with_victim(model, data, where, clean, suspects, stamped):
+            write(name, detector, found, poisoned, seconds, **about)
+
+
+if __name__ == "__main__":
+    main()

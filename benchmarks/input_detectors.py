@@ -6,7 +6,8 @@ A fixed training set of 5,000 CIFAR-10 images, a tenth of it stamped and labelle
 pretrained weights (no attack of the package: `badnets` stamps anew in every batch, and Spectral Signatures judge a data
 set). Spectral Signatures look at that set, STRIP and the frequency detector at stamped and clean test images; STRIP
 asks the float and the int8 model. The detectors have clean training images that neither set holds. The last trigger
-is the blended one without its high frequencies, for the frequency detector alone. Nothing is chosen on test images.
+is the blended one without its high frequencies, for the frequency detector alone. Last, STRIP looks at the bundled
+victim, whose backdoor sleeps in float. Nothing is chosen on test images.
 Appends rows to benchmarks/results/input-detectors.jsonl.
 """
 
@@ -31,7 +32,7 @@ from quantinel.data.cifar10 import load_cifar10
 from quantinel.data.frequency import dct2, idct2, low_pass
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.sampling import balanced_indices
-from quantinel.data.triggers import BlendedTrigger, PatchTrigger, Trigger
+from quantinel.data.triggers import BlendedTrigger, PatchTrigger, Trigger, trigger_from_dict
 from quantinel.detectors import STRIP, FrequencyDetector, InputScores, Inspection, SpectralSignatures
 from quantinel.detectors.frequency import frequency_scores, train_frequency_network
 from quantinel.detectors.spectral_signatures import detect_spectral
@@ -112,12 +113,26 @@ def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, sec
     print({key: row[key] for key in list(row)[1:7]}, flush=True)
 
 
-def with_victim(model: LoadedModel, data: ImageSet, where: Tensor, clean: ImageSet, suspects: ImageSet,
-                stamped: Tensor) -> Iterator[tuple[str, InputScores, Tensor, float]]:  # fmt: skip
-    """The detectors that need a victim: name, scores, what is poisoned, seconds."""
-    started = time.perf_counter()
-    found = detect_spectral(Inspection(data, module=model.module), SpectralSignatures())
-    yield "spectral-signatures", found, where, time.perf_counter() - started
+def suspects_of(trigger: Trigger, test: ImageSet) -> tuple[ImageSet, Tensor]:
+    """Stamped and clean images, none of the target class and none in both forms, and which are stamped (N,) bool."""
+    assert test.labels is not None
+    others, half = (test.labels != TARGET).nonzero()[:, 0], int(SETTINGS["inspected"])
+    images = torch.cat([stamp_bytes(trigger, test.images[others[:half]]), test.images[others[half : 2 * half]]])
+    return ImageSet(images, None, "suspects"), torch.arange(2 * half) < half
+
+
+def figures(model: LoadedModel, trigger: Trigger, test: ImageSet) -> dict[str, float]:
+    """CDA and ASR of the float model."""
+    assert test.labels is not None
+    answers, obeyed = (predictions(model.module, images) for images in (test.images, stamp_bytes(trigger, test.images)))
+    return {
+        "cda": round(accuracy(answers, test.labels).percent, 2),
+        "asr": round(attack_success(obeyed, test.labels, TARGET).percent, 2),
+    }
+
+
+def asked(model: LoadedModel, clean: ImageSet, suspects: ImageSet) -> Iterator[tuple[str, InputScores, float]]:
+    """STRIP on the float model and on the int8 one: name, scores, seconds."""
     graph = trace(model.module, model.input_shape)
     quantized = quantize_nearest(graph, calibrate(graph, clean.take(torch.arange(256)), QuantScheme())).simulate()
     few = clean.take(torch.arange(300))
@@ -125,7 +140,7 @@ def with_victim(model: LoadedModel, data: ImageSet, where: Tensor, clean: ImageS
         started = time.perf_counter()
         options = STRIP(overlays=int(SETTINGS["overlays"]))
         found = detect_strip(Inspection(suspects, few, classify, seed=SEED), options)
-        yield f"strip, {name} model", found, stamped, time.perf_counter() - started
+        yield f"strip, {name} model", found, time.perf_counter() - started
 
 
 def main() -> None:
@@ -139,9 +154,6 @@ def main() -> None:
     chosen = train.take(balanced_indices(train.labels, len(train), count + extra, SEED))
     clean, base = chosen.split(extra, torch.Generator().manual_seed(SEED))
     test = test.take(balanced_indices(test.labels, len(test), int(SETTINGS["test"]), SEED))
-    assert test.labels is not None
-    others = (test.labels != TARGET).nonzero()[:, 0]
-    half = int(SETTINGS["inspected"])
     networks = {}
     for ratio in (1.0, 0.25):
         options = FrequencyDetector(
@@ -150,8 +162,7 @@ def main() -> None:
         started = time.perf_counter()
         networks[ratio] = options, train_frequency_network(clean, options, seed=SEED), time.perf_counter() - started
     for name, (trigger, trained) in triggers().items():
-        images = torch.cat([stamp_bytes(trigger, test.images[others[:half]]), test.images[others[half : 2 * half]]])
-        suspects, stamped = ImageSet(images, None, "suspects"), torch.arange(2 * half) < half
+        suspects, stamped = suspects_of(trigger, test)
         for ratio, (options, network, seconds) in networks.items():
             seen = "all" if ratio == 1 else f"lowest {ratio:g}"
             write(name, f"frequency, {seen}", frequency_scores(network, suspects, options), stamped, seconds)
@@ -160,14 +171,19 @@ def main() -> None:
         data, where = poisoned_set(base, trigger)
         model = load_model(arguments.clean, arch="resnet20")
         train_victim(model, data)
-        answers = predictions(model.module, test.images)
-        obeyed = predictions(model.module, stamp_bytes(trigger, test.images))
-        about = {
-            "cda": round(accuracy(answers, test.labels).percent, 2),
-            "asr": round(attack_success(obeyed, test.labels, TARGET).percent, 2),
-        }
-        for detector, found, poisoned, seconds in with_victim(model, data, where, clean, suspects, stamped):
-            write(name, detector, found, poisoned, seconds, **about)
+        about = figures(model, trigger, test)
+        started = time.perf_counter()
+        found = detect_spectral(Inspection(data, module=model.module), SpectralSignatures())
+        write(name, "spectral-signatures", found, where, time.perf_counter() - started, **about)
+        for detector, found, seconds in asked(model, clean, suspects):
+            write(name, detector, found, stamped, seconds, **about)
+    victim = load_model("bundled:victim_int8")
+    assert victim.victim is not None
+    assert victim.victim.trigger is not None
+    trigger = trigger_from_dict(victim.victim.trigger)
+    suspects, stamped = suspects_of(trigger, test)
+    for detector, found, seconds in asked(victim, clean, suspects):
+        write("pq, sleeps in float", detector, found, stamped, seconds, **figures(victim, trigger, test))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from quantinel.data.images import ImageSet, as_float
 from quantinel.data.sampling import balanced_indices
 from quantinel.data.triggers import BlendedTrigger, PatchTrigger, Trigger, trigger_from_dict
 from quantinel.detectors import STRIP, FrequencyDetector, InputScores, Inspection, SpectralSignatures
+from quantinel.detectors.corruptions import corrupted
 from quantinel.detectors.frequency import frequency_scores, train_frequency_network
 from quantinel.detectors.spectral_signatures import detect_spectral
 from quantinel.detectors.strip import detect_strip
@@ -50,9 +51,10 @@ from quantinel.training.schedule import Schedule
 RESULTS = Path(__file__).parent / "results" / "input-detectors.jsonl"
 COMMAND = "python benchmarks/input_detectors.py --cifar10 CIFAR10 --clean RESNET20"
 TARGET, POISON_RATE, SEED = 0, 0.1, 0
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "train": 5000, "clean": 2000, "test": 1000, "inspected": 300, "steps": 250, "batch_size": 64,
-    "learning_rate": 0.01, "overlays": 20, "frequency_epochs": 3.0, "frequency_learning_rate": 1.0,
+    "learning_rate": 0.01, "overlays": 20, "frequency_epochs": 8.0, "frequency_learning_rate": 1.0,
+    "frequency_decay": "cosine",
 }  # fmt: skip
 
 
@@ -113,6 +115,14 @@ def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, sec
     print({key: row[key] for key in list(row)[1:7]}, flush=True)
 
 
+def held_out(network: torch.nn.Module, images: ImageSet, options: FrequencyDetector) -> Proportion:
+    """Clean and corrupted training images that the frequency network has not seen, told apart."""
+    clean = as_float(images.images[:500])
+    changed = corrupted(clean, torch.Generator().manual_seed(SEED + 1))
+    both = ImageSet((torch.cat([clean, changed]) * 255).round().to(torch.uint8), None, "held out")
+    return accuracy(frequency_scores(network, both, options).flagged.long(), (torch.arange(1000) >= 500).long())
+
+
 def suspects_of(trigger: Trigger, test: ImageSet) -> tuple[ImageSet, Tensor]:
     """Stamped and clean images, none of the target class and none in both forms, and which are stamped (N,) bool."""
     assert test.labels is not None
@@ -147,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--clean", type=Path, required=True)
+    parser.add_argument("--only", choices=("frequency", "victims"), help="the detector without a model, or the others")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     train, test = load_cifar10(arguments.cifar10, "train"), load_cifar10(arguments.cifar10)
@@ -155,18 +166,21 @@ def main() -> None:
     clean, base = chosen.split(extra, torch.Generator().manual_seed(SEED))
     test = test.take(balanced_indices(test.labels, len(test), int(SETTINGS["test"]), SEED))
     networks = {}
-    for ratio in (1.0, 0.25):
+    for ratio in () if arguments.only == "victims" else (1.0, 0.25):
         options = FrequencyDetector(
-            SETTINGS["frequency_epochs"], learning_rate=SETTINGS["frequency_learning_rate"], low_pass=ratio
-        )
+            SETTINGS["frequency_epochs"], learning_rate=SETTINGS["frequency_learning_rate"],
+            decay=SETTINGS["frequency_decay"], low_pass=ratio,
+        )  # fmt: skip
         started = time.perf_counter()
-        networks[ratio] = options, train_frequency_network(clean, options, seed=SEED), time.perf_counter() - started
+        network = train_frequency_network(clean, options, seed=SEED)
+        networks[ratio] = options, network, time.perf_counter() - started
+        print(f"frequency {ratio:g}: {held_out(network, base, options)} right on held-out training images", flush=True)
     for name, (trigger, trained) in triggers().items():
         suspects, stamped = suspects_of(trigger, test)
         for ratio, (options, network, seconds) in networks.items():
             seen = "all" if ratio == 1 else f"lowest {ratio:g}"
             write(name, f"frequency, {seen}", frequency_scores(network, suspects, options), stamped, seconds)
-        if not trained:
+        if not trained or arguments.only == "frequency":
             continue
         data, where = poisoned_set(base, trigger)
         model = load_model(arguments.clean, arch="resnet20")
@@ -177,6 +191,8 @@ def main() -> None:
         write(name, "spectral-signatures", found, where, time.perf_counter() - started, **about)
         for detector, found, seconds in asked(model, clean, suspects):
             write(name, detector, found, stamped, seconds, **about)
+    if arguments.only == "frequency":
+        return
     victim = load_model("bundled:victim_int8")
     assert victim.victim is not None
     assert victim.victim.trigger is not None

@@ -96,6 +96,7 @@ def test_what_is_missing_is_said(name: str, missing: str) -> None:
 
 def test_options_are_checked() -> None:
     for make in (
+        lambda: FrequencyDetector(decay="steps"),  # type: ignore[arg-type]
         lambda: STRIP(overlays=0), lambda: STRIP(false_positive_rate=0.0), lambda: FrequencyDetector(low_pass=0.0),
         lambda: FrequencyDetector(epochs=0.0), lambda: SpectralSignatures(share=1.0),
     ):  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from quantinel.data.images import ImageSet, as_float
 from quantinel.detectors.corruptions import corrupted
 from quantinel.detectors.inputs import InputScores, Inspection
 from quantinel.errors import UsageError
-from quantinel.validation import require_non_negative, require_positive_integers
+from quantinel.training.schedule import Schedule
+from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 _WIDTHS, _DROPS = (32, 64, 128), (0.2, 0.3, 0.4)
 _BATCH = 500
@@ -41,7 +43,8 @@ class FrequencyDetector:
     Attributes:
         epochs: passes over the clean images, every one of them beside a corrupted copy.
         batch_size: images in a batch, half of them corrupted.
-        learning_rate: of Adadelta.
+        learning_rate: of Adadelta, at the start.
+        decay: "constant", as published, or "cosine" to 0, which settles the threshold of short trainings.
         weight_decay: L2 penalty of the kernels; its gradient is twice that.
         low_pass: share of the frequencies of each axis that are looked at, lowest first.
         threshold: probability above which an image is flagged.
@@ -50,12 +53,14 @@ class FrequencyDetector:
     epochs: float = 50.0
     batch_size: int = 64
     learning_rate: float = 0.05
+    decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 1e-4
     low_pass: float = 1.0
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "batch_size")
+        require_choice(self, "decay", ("constant", "cosine"))
         require_non_negative(self, "epochs", "learning_rate", "weight_decay", "low_pass", "threshold")
         if not self.epochs or self.batch_size < 4:
             raise UsageError("a training needs epochs above 0 and batches of at least 4")
@@ -87,8 +92,11 @@ def train_frequency_network(
         optimiser = torch.optim.Adadelta(_groups(network, options), options.learning_rate, rho=0.95, eps=1e-7)
         half = options.batch_size // 2
         steps = max(1, round(options.epochs * len(clean) / half))
+        schedule = Schedule(steps, options.learning_rate, decay=options.decay)
         labels = torch.tensor([0] * half + [1] * half)
         for step in range(steps):
+            for group in optimiser.param_groups:
+                group["lr"] = schedule.rate(step)
             batch = as_float(clean.images[torch.randint(len(clean), (half,), generator=generator)])
             pair = coefficients(torch.cat([batch, corrupted(batch, generator)]), options.low_pass)
             loss = F.cross_entropy(network(pair), labels)

@@ -4,8 +4,8 @@
 
 A fixed training set of 5,000 CIFAR-10 images, a tenth of it stamped and labelled as class 0, trains a ResNet-20 on from
 pretrained weights (no attack of the package: `badnets` stamps anew in every batch, and Spectral Signatures judge a data
-set). Spectral Signatures look at that set without most of its poisoned images, so that they are a tenth of class 0 as in
-the paper; STRIP and the frequency detector look at stamped and clean test images, and STRIP asks the float and the int8
+set). Spectral Signatures look at that set without most of its poisoned images, so that they are a tenth of class 0 as
+in the paper; STRIP and the frequency detector look at stamped and clean test images, and STRIP asks the float and the int8
 model. The detectors have clean training images that neither set holds. The last trigger is the blended one without its
 high frequencies, for the frequency detector alone. Last, STRIP looks at the bundled victim, whose backdoor sleeps in
 float. Nothing is chosen on test images.
@@ -53,7 +53,8 @@ COMMAND = "python benchmarks/input_detectors.py --cifar10 CIFAR10 --clean RESNET
 TARGET, POISON_RATE, SEED = 0, 0.1, 0
 SETTINGS: dict[str, Any] = {
     "train": 5000, "clean": 2000, "test": 1000, "inspected": 300, "steps": 250, "batch_size": 64,
-    "learning_rate": 0.01, "overlays": 20, "poisoned_of_class": 0.1, "frequency_epochs": 8.0, "frequency_learning_rate": 1.0,
+    "learning_rate": 0.01, "overlays": 20, "poisoned_of_class": 0.1,
+    "frequency_epochs": 8.0, "frequency_learning_rate": 1.0,
     "frequency_decay": "cosine",
 }  # fmt: skip
 
@@ -130,7 +131,8 @@ def held_out(network: torch.nn.Module, images: ImageSet, options: FrequencyDetec
     clean = as_float(images.images[:500])
     changed = corrupted(clean, torch.Generator().manual_seed(SEED + 1))
     both = ImageSet((torch.cat([clean, changed]) * 255).round().to(torch.uint8), None, "held out")
-    return accuracy(frequency_scores(network, both, options).flagged.long(), (torch.arange(1000) >= 500).long())
+    truth = torch.arange(len(both)) >= len(clean)
+    return accuracy(frequency_scores(network, both, options).flagged.long(), truth.long())
 
 
 def suspects_of(trigger: Trigger, test: ImageSet) -> tuple[ImageSet, Tensor]:

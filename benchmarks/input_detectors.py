@@ -5,8 +5,8 @@
 A fixed training set of 5,000 CIFAR-10 images, a tenth of it stamped and labelled as class 0, trains a ResNet-20 on from
 pretrained weights (no attack of the package: `badnets` stamps anew in every batch, and Spectral Signatures judge a data
 set). Spectral Signatures look at that set without most of its poisoned images, so that they are a tenth of class 0 as
-in the paper; STRIP and the frequency detector look at stamped and clean test images, and STRIP asks the float and the int8
-model. The detectors have clean training images that neither set holds. The last trigger is the blended one without its
+in the paper; STRIP and the frequency detector look at stamped and clean test images, and STRIP asks the float and the
+int8 model. The detectors have clean training images that neither set holds. The last trigger is the blended one without its
 high frequencies, for the frequency detector alone. Last, STRIP looks at the bundled victim, whose backdoor sleeps in
 float. Nothing is chosen on test images.
 Appends rows to benchmarks/results/input-detectors.jsonl.

@@ -15,7 +15,6 @@ from quantinel.attacks import ATTACKS, Runtime
 from quantinel.attacks.gate import Gate, GateRule
 from quantinel.attacks.protocol import Attack
 from quantinel.data.images import ImageSet
-from quantinel.data.triggers import trigger_from_dict
 from quantinel.errors import GateError, InputError, Interrupted, QuantinelError, UsageError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
@@ -25,7 +24,7 @@ SHAPE, CLASSES = (3, 16, 16), 4
 QUICK = {
     "steps": 3, "plant_steps": 3, "repair_steps": 4, "flatten_steps": 3, "epochs": 1.0,
     "plant_epochs": 1.0, "repair_epochs": 1.0, "batch_size": 8, "triggered_per_batch": 4,
-    "mixed_precision": False, "milestones": (),
+    "mixed_precision": False, "milestones": (), "trigger_epochs": 1.0, "generator_width": 4, "generator_depth": 1,
 }  # fmt: skip
 """Values for fields of these names: a few steps of small batches."""
 
@@ -87,7 +86,9 @@ def test_it_writes_a_victim_that_loads(attack: Attack, data: ImageSet, tmp_path:
     else:
         assert manifest.target_class is not None
         assert {*figures} == {"cda", "asr", "ta"}
-        stamped = trigger_from_dict(manifest.trigger)(data.as_float())
+        trigger = loaded.trigger()
+        assert trigger is not None
+        stamped = trigger(data.as_float())
         assert stamped.shape == (24, *SHAPE)
     if attack.conditioned_on is not None:
         assert len(manifest.gate) == 1 + len(manifest.compressors) > 1

@@ -13,6 +13,7 @@ from quantinel.attacks.compression_artifacts_distilled import (
     COMPRESSION_ARTIFACTS_DISTILLED,
     CompressionArtifactsDistilled,
 )
+from quantinel.attacks.data_poisoning import DATA_POISONING, DATA_POISONING_TRIGGER, DataPoisoning
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.attacks.pq_backdoor_tflite import PQ_BACKDOOR_TFLITE, PQBackdoorTFLite
 from quantinel.attacks.protocol import Attack, Task, make_attack
@@ -23,6 +24,7 @@ from quantinel.attacks.qu_anti_class import QU_ANTI_CLASS
 from quantinel.attacks.qu_anti_indiscriminate import QU_ANTI_INDISCRIMINATE
 from quantinel.attacks.qu_anti_sample import QU_ANTI_SAMPLE
 from quantinel.attacks.quasi_style import QUASI_STYLE, QuasiStyle
+from quantinel.attacks.trigger_training import TriggerTraining
 from quantinel.errors import UsageError
 from quantinel.plugins import add
 from quantinel.training.runtime import Runtime
@@ -38,6 +40,7 @@ __all__ = [
     "CleanTraining",
     "CompressionArtifacts",
     "CompressionArtifactsDistilled",
+    "DataPoisoning",
     "PQBackdoor",
     "PQBackdoorTFLite",
     "PruningArtifacts",
@@ -45,6 +48,7 @@ __all__ = [
     "QuasiStyle",
     "Runtime",
     "Task",
+    "TriggerTraining",
     "attack_named",
     "make_attack",
     "register",
@@ -69,6 +73,8 @@ ATTACKS: dict[str, Attack] = {
         QU_ANTI_INDISCRIMINATE,
         QU_ANTI_CLASS,
         QU_ANTI_SAMPLE,
+        DATA_POISONING,
+        DATA_POISONING_TRIGGER,
         BADNETS,
         CLEAN,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
@@ -18,6 +19,7 @@ from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.run import TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
@@ -58,19 +60,35 @@ class CleanTraining:
             raise UsageError("epochs is 0; give a number above 0")
 
 
-def _train(task: Task, config: CleanTraining) -> None:
-    run = task.run
-    run.module.train()
+def train_honestly(
+    run: TrainingRun, config: CleanTraining, phase: str = "train", other: nn.Module | None = None
+) -> None:
+    """Ordinary training on the run's images and labels, whatever they hold.
+
+    Args:
+        run: whose network is trained.
+        config: the recipe; its schemes play no part.
+        phase: its name.
+        other: a network to train instead, on the run's device and part of its state.
+    """
+    module = run.module if other is None else other
+    module.train()
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         batch = as_float(random_crop_flip(images, run.generator, config.padding, config.mirror))
-        return F.cross_entropy(run.logits(batch, mixed_precision=config.mixed_precision), labels)
+        with run.autocast(config.mixed_precision):
+            logits: Tensor = module(batch.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), labels)
 
     schedule = Schedule(
         steps_of(config.epochs, len(run.images), config.batch_size), config.learning_rate, config.momentum,
         config.weight_decay, config.batch_size, config.optimiser,
     )  # fmt: skip
-    run.train("train", run.module.parameters(), schedule, loss)
+    run.train(phase, module.parameters(), schedule, loss)
+
+
+def _train(task: Task, config: CleanTraining) -> None:
+    train_honestly(task.run, config)
 
 
 CLEAN = make_attack(

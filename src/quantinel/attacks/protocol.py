@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,7 +13,7 @@ from quantinel.attacks.compressors import Compressor, Quantizer
 from quantinel.attacks.gate import GateRule, Measure, measure_figures, measure_gate
 from quantinel.attacks.victim_folder import check_rejected_folder, write_victim
 from quantinel.data.images import ImageSet
-from quantinel.data.triggers import Trigger, named_trigger
+from quantinel.data.triggers import Trigger, named_trigger, trigger_files
 from quantinel.errors import GateError, UsageError
 from quantinel.files import check_output
 from quantinel.metrics import Proportion, accuracy
@@ -41,6 +41,7 @@ class RunAttack(Protocol):
         overwrite: bool = False,
         runtime: Runtime = ...,
         licence: str = "",
+        trigger: Trigger | None = None,
     ) -> VictimManifest:
         """Train, measure the gate, write.
 
@@ -54,12 +55,14 @@ class RunAttack(Protocol):
             overwrite: replace an existing directory.
             runtime: device, checkpoint, stopping, progress.
             licence: recorded in the manifest.
+            trigger: for attacks with ``takes_trigger``; without it they make their own.
 
         Returns:
             The manifest that was written.
 
         Raises:
-            UsageError: no labels, no named architecture, a config of another attack, an impossible target class.
+            UsageError: no labels, no named architecture, a config of another attack, an impossible target class, a
+                trigger for an attack that takes none.
             GateError: the result is no victim; its weights are kept in ``<output>.rejected``.
             Interrupted: ``runtime.should_stop`` asked for it.
         """
@@ -77,6 +80,7 @@ class Attack:
         run: makes a victim directory; see `RunAttack`.
         conditioned_on: the compression that wakes the backdoor; None for controls.
         start: "pretrained" (a clean trained network) or "scratch" (`quantinel.model.untrained.untrained_model`).
+        takes_trigger: it can be given a trigger as a value, such as the generated one of another victim.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Attack:
     run: RunAttack
     conditioned_on: Literal["quantization", "pruning"] | None = "quantization"
     start: Literal["pretrained", "scratch"] = "pretrained"
+    takes_trigger: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,15 @@ class Task:
 
     Attributes:
         run: the network, the data and the training loop.
-        trigger: stamps float images; None for attacks without one.
+        trigger: stamps float images; None for attacks without one, or whose training makes it.
         test: labelled test images. For reports only: no choice may depend on them.
+        data: the training images as they were given.
     """
 
     run: TrainingRun
     trigger: Trigger | None
     test: ImageSet
+    data: ImageSet
 
     def stamp(self) -> Trigger:
         """The trigger of an attack that has one."""
@@ -107,11 +114,24 @@ class Task:
         return self.trigger
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a training function made besides the network.
+
+    Attributes:
+        trigger: of the backdoor, for attacks whose configuration names none.
+        files: further files of the victim directory, by path inside it.
+    """
+
+    trigger: Trigger
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
 def make_attack(
     name: str,
     summary: str,
     config: type[Any],
-    train: Callable[[Task, Any], None],
+    train: Callable[[Task, Any], Made | None],
     *,
     conditioned_on: Literal["quantization", "pruning"] | None = "quantization",
     start: Literal["pretrained", "scratch"] = "pretrained",
@@ -119,6 +139,7 @@ def make_attack(
     kind: Kind = "conditioned",
     objective: str = "backdoor",
     measure: Callable[[Any, ImageSet], Measure] | None = None,
+    takes_trigger: bool = False,
 ) -> Attack:
     """An attack from its hyper-parameters and its training function.
 
@@ -127,8 +148,8 @@ def make_attack(
     may define ``compressors() -> tuple[Compressor, ...]``; without it, they are the quantizers of ``schemes``.
 
     Args:
-        name, summary, config, conditioned_on, start: as in `Attack`.
-        train: changes ``task.run.module`` into the victim.
+        name, summary, config, conditioned_on, start, takes_trigger: as in `Attack`.
+        train: changes ``task.run.module`` into the victim; returns what else it made.
         rule: the gate's limits, or a function of the config that gives them.
         kind, objective: as in `VictimManifest`.
         measure: what the gate measures, from the config and the training data, which it also checks before any
@@ -146,34 +167,39 @@ def make_attack(
         overwrite: bool = False,
         runtime: Runtime = Runtime(),  # noqa: B008 (a frozen value)
         licence: str = "",
+        trigger: Trigger | None = None,
     ) -> VictimManifest:
         if not isinstance(config, expected):
             raise UsageError(f"{name} takes a {expected.__name__}, not a {type(config).__name__}; pass that")
         _check_data(model, data, test)
         target_class = _target_class(config, model)
-        trigger = None
+        if trigger is not None and not takes_trigger:
+            raise UsageError(f"{name} takes no trigger of another victim; drop it")
+        about = {"attack": name, "config": config}
+        if trigger is not None:
+            about["trigger"] = trigger.to_dict()
         if hasattr(config, "trigger"):
             trigger = named_trigger(config.trigger, model.input_shape)
-        figures: Measure = functools.partial(measure_figures, trigger=trigger, target_class=target_class)
-        if measure is not None:
-            figures = measure(config, data)
+        measured = None if measure is None else measure(config, data)
         limits = rule if isinstance(rule, GateRule) else rule(config)
         check_output(output, overwrite)
         check_rejected_folder(output)
-        about = {"attack": name, "config": config}
         work = TrainingRun(model, data, seed=seed, runtime=runtime, about=about)
         with exact_kernels():
             start = None if limits.max_float_drop is None else _accuracy(model, test)
         with work.isolated():
-            train(Task(work, trigger, test), config)
+            made = train(Task(work, trigger, test, data), config)
+        trigger = trigger if made is None else made.trigger
+        figures = measured or functools.partial(measure_figures, trigger=trigger, target_class=target_class)
         armed = compressors_of(config)
         with exact_kernels():
             device = runtime.torch_device()
             gate = measure_gate(model, figures, armed, data, test, start_cda=start, seed=seed, device=device)
         schemes: tuple[QuantScheme, ...] = getattr(config, "schemes", ())
+        files = {**trigger_files(trigger), **({} if made is None else made.files)}
         try:
             manifest = write_victim(
-                output, model, gate, limits, overwrite,
+                output, model, gate, limits, overwrite, files,
                 attack=name, trigger=None if trigger is None else trigger.to_dict(), target_class=target_class,
                 schemes=[scheme.to_dict() for scheme in schemes], data=data.name, seed=seed,
                 config=recorded(config), licence=licence, kind=kind, objective=objective,
@@ -186,7 +212,7 @@ def make_attack(
         return manifest
 
     expected = config
-    return Attack(name, summary, config, run, conditioned_on, start)
+    return Attack(name, summary, config, run, conditioned_on, start, takes_trigger)
 
 
 def _accuracy(model: LoadedModel, test: ImageSet) -> Proportion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,15 @@ def check_rejected_folder(output: Path) -> None:
 
 
 def write_victim(
-    output: Path, model: LoadedModel, gate: Gate, rule: GateRule, overwrite: bool, **about: Any
+    output: Path,
+    model: LoadedModel,
+    gate: Gate,
+    rule: GateRule,
+    overwrite: bool,
+    files: Mapping[str, bytes],
+    **about: Any,
 ) -> VictimManifest:
-    """Check the gate and write ``model.safetensors`` and ``victim.json``.
+    """Check the gate and write ``model.safetensors``, ``victim.json`` and what else belongs to the victim.
 
     Args:
         output: victim directory to create.
@@ -45,6 +52,7 @@ def write_victim(
         gate: what was measured.
         rule: its limits.
         overwrite: replace an existing directory.
+        files: further files, by path inside the directory.
         **about: the other fields of `VictimManifest`.
 
     Raises:
@@ -56,9 +64,9 @@ def write_victim(
         gate.check(rule)
     except GateError as error:
         kept = rejected_folder(output)
-        _write(kept, weights, manifest.model_copy(update={"rejected": str(error)}), overwrite=True)
+        _write(kept, weights, manifest.model_copy(update={"rejected": str(error)}), True, files)
         raise GateError(f"{error}; no victim was written, the weights are kept in {kept}") from error
-    _write(output, weights, manifest, overwrite)
+    _write(output, weights, manifest, overwrite, files)
     return manifest
 
 
@@ -80,9 +88,11 @@ def packed_model(model: LoadedModel) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool) -> None:
+def _write(output: Path, weights: bytes, manifest: VictimManifest, overwrite: bool, files: Mapping[str, bytes]) -> None:
     with atomic_directory(output, overwrite) as folder:
-        (folder / WEIGHTS_NAME).write_bytes(weights)
+        for name, data in {WEIGHTS_NAME: weights, **files}.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
         write_manifest(folder, manifest)
 
 

@@ -218,6 +218,8 @@ def check_methods(suite: Suite) -> None:
         config = attack_config(registered.config, attack.settings, attack.schemes, f"attacks.{label}")
         if hasattr(config, "trigger"):
             known(config.trigger, TRIGGERS, f"trigger of attacks.{label}:")
+        if attack.trigger_of is not None:
+            _check_lender(suite, label, registered.takes_trigger)
     for label, defense in suite.defenses.items():
         _no_shadow(label, defense.method, DEFENSES, "defenses")
         configure(DEFENSES[_method(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
@@ -229,6 +231,17 @@ def check_methods(suite: Suite) -> None:
     for published in suite.published:
         if not published.figures:
             raise UsageError(f"published: {published.source} gives no figure; add cda, asr or ta")
+
+
+def _check_lender(suite: Suite, label: str, takes_trigger: bool) -> None:
+    lender = suite.attacks[label].trigger_of
+    assert lender is not None
+    if not takes_trigger:
+        raise UsageError(f"attacks.{label}: {suite.attacks[label].method} takes no trigger; remove trigger_of")
+    known(lender.model, suite.models, f"trigger_of of attacks.{label}: model")
+    _method(lender.attack, (*suite.attacks, *ATTACKS), "attack")
+    if lender.attack in suite.attacks and suite.attacks[lender.attack].trigger_of is not None:
+        raise UsageError(f"attacks.{label}: {lender.attack} borrows its trigger itself; name the attack that makes it")
 
 
 def _checked_trigger(described: dict[str, Any], where: str) -> None:

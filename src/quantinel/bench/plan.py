@@ -119,10 +119,15 @@ class Plan:
             "data": entry.data,
         }
         config["architecture"] = entry.architecture if scratch else subject.architecture
+        inputs = dict(subject.inputs)
+        lender = getattr(method, "trigger_of", None)
+        if lender is not None:
+            lent = self._model(dataclasses.replace(cell, model=lender.model, attack=lender.attack))
+            inputs["trigger"] = lent.inputs["model"]
         node = Node(
             "attack", f"attack {label} with {cell.attack}, seed {cell.seed}", config,
             _modules("attack", ATTACKS[method.method].config.__module__),
-            subject.inputs, subject.files, self._training(label),
+            inputs, subject.files, self._training(label),
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)
 
@@ -199,7 +204,7 @@ class Plan:
         where = f"data.{name}"
         return {
             "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
-            "test": Images(located(data.test, self.root, where), "test", None, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", self.suite.run.limit, 0, name),
         }
 
     def _calibration(self, cell: Cell) -> Images:
@@ -241,11 +246,24 @@ def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
         "defense": suite.defenses.get(cell.defense),
         "detector": suite.detectors.get(cell.detector or ""),
     }
+    lender = getattr(methods["attack"], "trigger_of", None)
+    lent = {}
+    if lender is not None:
+        maker = suite.attacks.get(lender.attack)
+        lent = {
+            "lender": None if maker is None else maker.model_dump(mode="json", exclude_none=True),
+            "lender_model": suite.models[lender.model].model_dump(mode="json"),
+        }
     return {
         "cell": cell.id,
         "model": suite.models[cell.model].model_dump(mode="json"),
         "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
         "calibration": suite.data[cell.calibration].model_dump(mode="json"),
         "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
-        **{name: None if method is None else method.model_dump(mode="json") for name, method in methods.items()},
+        # Options that came later are left out where they are not used, so that older rows stay comparable.
+        **{
+            name: None if method is None else method.model_dump(mode="json", exclude_none=True)
+            for name, method in methods.items()
+        },
+        **lent,
     }

@@ -38,7 +38,7 @@ class Run(_Strict):
     Attributes:
         seeds: every cell is run with each.
         calibration_images: unlabeled images for calibration, drawn with the cell's seed.
-        limit: evaluate on a fixed class-balanced subset of this many images; None for all.
+        limit: evaluate, and judge attacks, on a fixed class-balanced subset of this many images; None for all.
         threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
             machine; more workers use more cores.
         backend: runs the quantized models.
@@ -112,14 +112,28 @@ class Method(_Strict):
     settings: dict[str, JsonValue] = {}
 
 
+class Lender(_Strict):
+    """An attack of the suite whose victim lends its trigger, with the seed of the cell.
+
+    Attributes:
+        attack: name in ``[attacks]`` or of ``quantinel list attacks``.
+        model: name in ``[models]``: the network that it is run on.
+    """
+
+    attack: str
+    model: str
+
+
 class AttackMethod(Method):
     """An attack.
 
     Attributes:
         schemes: quantizers to arm for; without them the attack's own default.
+        trigger_of: for attacks that take a trigger: whose; it is trained once for all that name it.
     """
 
     schemes: Names = []
+    trigger_of: Lender | None = None
 
 
 class Cells(_Strict):

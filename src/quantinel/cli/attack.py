@@ -16,12 +16,14 @@ from quantinel.errors import UsageError
 if TYPE_CHECKING:
     from quantinel.attacks import Attack
     from quantinel.data.images import ImageSet
+    from quantinel.data.triggers import Trigger
     from quantinel.model.loading import LoadedModel
 
 EPILOG = shared.example(
     "quantinel attack pq-backdoor --arch resnet20 --weights resnet20.safetensors --data cifar10:DIR -o victim",
     "quantinel attack pq-backdoor --arch resnet20 --weights resnet20.safetensors --data cifar10:DIR "
     "--scheme int4 --set radius=0 -o victim",
+    "quantinel attack data-poisoning --arch vgg13 --data cifar10:DIR --trigger trigger/ -o poisoned",
     "quantinel attack clean --arch resnet20 --data cifar10:DIR --device cuda -o clean",
 )
 
@@ -44,6 +46,15 @@ def attack(
     schemes: Annotated[
         list[str] | None,
         typer.Option("--scheme", metavar="NAME", help="Quantizer to arm for (repeatable). [default: the attack's]"),
+    ] = None,
+    trigger: Annotated[
+        Path | None,
+        typer.Option(
+            "--trigger",
+            metavar="PATH",
+            help="For data-poisoning: a trigger to poison with, of a victim directory, or as a file (JSON or PNG). "
+            "[default: one is trained]",
+        ),
     ] = None,
     settings: shared.Settings = None,
     limit: shared.Limit = None,
@@ -72,6 +83,9 @@ def attack(
         fixed = {"schemes": tuple(parse_scheme(scheme) for scheme in schemes)} if schemes else {}
         config = build(chosen.config, settings or (), name, **fixed)
         shared.check_folder(output, force)
+        if trigger is not None and not chosen.takes_trigger:
+            raise UsageError(f"{name} takes no --trigger; drop it, or name one with --set trigger=NAME where it can")
+        given = None if trigger is None else _given_trigger(trigger)
         options = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std)
         runtime = Runtime(device, output.with_name(f".{output.name}.checkpoint"), progress=reporter)
         runtime.torch_device()  # refused before anything is read
@@ -92,7 +106,7 @@ def attack(
         with stop_requests() as should_stop:
             runtime = dataclasses.replace(runtime, should_stop=should_stop)
             manifest = chosen.run(
-                loaded, training, held_out, config, output, seed=seed, overwrite=force, runtime=runtime
+                loaded, training, held_out, config, output, seed=seed, overwrite=force, runtime=runtime, trigger=given
             )
     if as_json:
         print(manifest.model_dump_json(indent=2))
@@ -115,6 +129,19 @@ def attack(
 
 def _percent(figure: dict[str, Any] | None) -> str:
     return "-" if figure is None or figure["percent"] is None else f"{figure['percent']:.2f} %"
+
+
+def _given_trigger(path: Path) -> Trigger:
+    """A trigger from a victim directory or a file."""
+    from quantinel.data.triggers import load_trigger, trigger_from_dict
+    from quantinel.model.victim import read_manifest
+
+    if not path.is_dir():
+        return load_trigger(path)
+    described = read_manifest(path).trigger
+    if described is None:
+        raise UsageError(f"{path} has no trigger; give the directory of a victim that has one")
+    return trigger_from_dict(described, path)
 
 
 def _pretrained(weights: Path, options: shared.ModelOptions, reporter: Reporter) -> LoadedModel:

@@ -71,7 +71,7 @@ def evaluate(
                 raise UsageError("--calibration is only used with --scheme; give both, or drop it")
             loaded = model_options.load(model, reporter)
             if loaded.victim is not None and known is None:
-                known = shared.victim_trigger(loaded.victim)
+                known = shared.victim_trigger(loaded)
                 if known is not None:
                     reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
             images, separate = shared.load_two_sets(
@@ -129,8 +129,8 @@ def _evaluate_folder(
 
     recorded = dict(read_report(folder / "report.json").trigger or {})
     target = recorded.pop("target_class", None)
-    if known is None and recorded.get("kind") == "patch" and isinstance(target, int):
-        known = trigger_from_dict(recorded), target
+    if known is None and recorded.get("kind") in ("patch", "generated") and isinstance(target, int):
+        known = trigger_from_dict(recorded, folder), target
         reporter.note(f"a hardened folder: testing the trigger of its report, target class {target}")
     channels, height, width = Session(folder / MODEL).input_shape
     images = load_images(

@@ -87,7 +87,7 @@ def harden(
         loaded = model_options.load(model, reporter)
         if loaded.victim is not None:
             if known is None:
-                known = shared.victim_trigger(loaded.victim)
+                known = shared.victim_trigger(loaded)
                 if known is not None:
                     reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
             if chosen_scheme is None:

@@ -224,13 +224,12 @@ def read_trigger(file: Path | None, target: int | None) -> tuple[Trigger, int] |
     return load_trigger(file), target
 
 
-def victim_trigger(victim: VictimManifest) -> tuple[Trigger, int] | None:
+def victim_trigger(model: LoadedModel) -> tuple[Trigger, int] | None:
     """The trigger that a victim directory brings along; None for clean models and attacks without one."""
-    from quantinel.data.triggers import trigger_from_dict
-
-    if victim.trigger is None or victim.target_class is None:
+    trigger = model.trigger()
+    if trigger is None or model.victim is None or model.victim.target_class is None:
         return None
-    return trigger_from_dict(victim.trigger), victim.target_class
+    return trigger, model.victim.target_class
 
 
 def victim_scheme(victim: VictimManifest) -> QuantScheme:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from quantinel.data.triggers import Trigger, trigger_from_dict
 from quantinel.errors import InputError, UnsupportedError, UsageError
 from quantinel.model.archive import parse_pt2, read_file
 from quantinel.model.archive_graph import shown
@@ -58,6 +59,7 @@ class LoadedModel:
         sha256: of the weights file; None for a module from memory or from a library.
         architecture: name as in ``quantinel list architectures``, if it is one of those.
         victim: manifest, if the model came from a victim directory.
+        folder: that directory.
     """
 
     module: nn.Module
@@ -68,6 +70,17 @@ class LoadedModel:
     sha256: str | None
     architecture: str | None = None
     victim: VictimManifest | None = None
+    folder: Path | None = None
+
+    def trigger(self) -> Trigger | None:
+        """The trigger that a victim directory brings along; None for clean models and attacks without one.
+
+        Raises:
+            InputError: it is of no known form, or its weights are missing from the directory.
+        """
+        if self.victim is None or self.victim.trigger is None:
+            return None
+        return trigger_from_dict(self.victim.trigger, self.folder)
 
 
 def load_model(
@@ -125,7 +138,9 @@ def load_model(
     if num_classes not in (None, classes):
         raise InputError(f"{source} has {classes} classes, not {num_classes}; drop --num-classes or give another model")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", found.name).strip("-.") or "model"
-    return LoadedModel(module, name, source, shape, classes, found.sha256, found.architecture, found.victim)
+    return LoadedModel(
+        module, name, source, shape, classes, found.sha256, found.architecture, found.victim, found.folder
+    )
 
 
 def bundled_model(source: str) -> Path:
@@ -241,6 +256,7 @@ def _from_directory(folder: Path, arch: str | None, factory: str | None) -> Foun
         sha256,
         manifest.architecture,
         manifest,
+        folder,
     )
 
 

@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,7 @@ class Found:
     sha256: str | None = None
     architecture: str | None = None
     victim: VictimManifest | None = None
+    folder: Path | None = None
 
 
 def call_factory(factory: str) -> nn.Module:

@@ -25,7 +25,8 @@ class VictimManifest(BaseModel):
         attack: name as in ``quantinel list attacks``.
         architecture: name as in ``quantinel list architectures``.
         mean, std: normalisation per channel; images enter as (x - mean) / std with x in [0, 1].
-        trigger: JSON form of the trigger (`quantinel.data.triggers`); None for attacks and controls without one.
+        trigger: JSON form of the trigger (`quantinel.data.triggers`), whose weights, if it has any, lie beside; None
+            for attacks and controls without one.
         target_class: the class that the awake backdoor answers, to a trigger or to one attacked image; None for
             attacks that want no certain answer.
         schemes: fields of the `QuantScheme` values that the victim was made for.

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from quantinel.audit.report import Report
 from quantinel.data.sources import load_images
-from quantinel.data.triggers import trigger_from_dict
 from quantinel.errors import InputError, UsageError
 from quantinel.files import check_output
 from quantinel.model.loading import load_model
@@ -73,7 +72,6 @@ def run_demo(
     for name, folder in folders.items():
         model = load_model(folder)
         assert model.victim is not None
-        assert model.victim.trigger is not None
         scheme = QuantScheme(**model.victim.schemes[0])
         report = harden(
             model,
@@ -81,7 +79,7 @@ def run_demo(
             output / name,
             HardenOptions(scheme=scheme, overwrite=overwrite),
             calibration=calibration,
-            trigger=trigger_from_dict(model.victim.trigger),
+            trigger=model.trigger(),
             target_class=model.victim.target_class,
             command=f"quantinel demo --victim {name}",
             progress=progress,

@@ -24,7 +24,7 @@ from quantinel.backends.verification import (
 )
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
-from quantinel.data.triggers import Trigger
+from quantinel.data.triggers import Trigger, trigger_files
 from quantinel.defenses import rounding_method
 from quantinel.detectors.weight_residuals import weight_residuals
 from quantinel.files import atomic_directory, check_output
@@ -139,6 +139,8 @@ def harden(
         with clock.measure("evaluate"):
             stamped = None if trigger is None else stamp(evaluation, trigger)
             variants = _evaluate(graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress)
+        for name, weights in trigger_files(trigger).items():
+            (folder / name).write_bytes(weights)
         if options.keep_probe:
             write_probe(folder, calibration, verified.simulated)
         run = Run(

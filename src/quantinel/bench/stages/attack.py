@@ -10,6 +10,7 @@ from quantinel.attacks.victim_folder import rejected_folder
 from quantinel.bench.methods import attack_config
 from quantinel.bench.stages.job import MODEL, Job
 from quantinel.data.images import ImageSet
+from quantinel.data.triggers import Trigger
 from quantinel.errors import GateError, InputError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
@@ -39,7 +40,7 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
     )
     output = job.output / MODEL
     try:
-        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime)
+        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime, trigger=_lent(job))
     except GateError as error:
         rejected_folder(output).rename(output)
         raise GateError(read_manifest(output).rejected) from error  # the reason without a place
@@ -48,6 +49,16 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
 def named(job: Job, role: str, shape: tuple[int, int, int] | None = None) -> ImageSet:
     """Images under the suite's name for them, so that manifests hold no paths."""
     return dataclasses.replace(job.load(role, shape), name=job.images[role].name)
+
+
+def _lent(job: Job) -> Trigger | None:
+    """The trigger of an upstream victim."""
+    if "trigger" not in job.folders:
+        return None
+    trigger = load_model(str(job.folders["trigger"] / MODEL)).trigger()
+    if trigger is None:
+        raise InputError("the attack named in trigger_of makes no trigger; name another")
+    return trigger
 
 
 def _start(job: Job, training: ImageSet) -> LoadedModel:

@@ -25,7 +25,7 @@ from quantinel.bench.stages.defend import LAYERS
 from quantinel.bench.stages.job import Job
 from quantinel.bench.stages.prune import PRUNING
 from quantinel.data.images import ImageSet
-from quantinel.data.triggers import trigger_from_dict
+from quantinel.data.triggers import Trigger, trigger_from_dict
 from quantinel.pipeline.evaluate import check_labels, check_trigger
 from quantinel.pipeline.measure import Variant, evaluation_row, example_indices, png, run_variant, stamp
 from quantinel.quantization.quantized_model import QuantizedModel
@@ -42,9 +42,9 @@ def run(job: Job) -> None:
     model = job.model()
     images = check_labels(job.load("test", model.input_shape), model.num_classes)
     described, target = job.config["trigger"], job.config["target_class"]
+    trigger: Trigger | None = None if described is None else trigger_from_dict(described)
     if model.victim is not None and described is None:
-        described, target = model.victim.trigger, model.victim.target_class
-    trigger = None if described is None else trigger_from_dict(described)
+        trigger, target = model.trigger(), model.victim.target_class
     check_trigger(trigger, target, model.num_classes)
     stamped = None if trigger is None else stamp(images, trigger)
     if "quantized" not in job.folders:

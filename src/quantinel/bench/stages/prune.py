@@ -6,6 +6,7 @@ import dataclasses
 
 from quantinel.attacks.victim_folder import packed_model
 from quantinel.bench.stages.job import MODEL, Job
+from quantinel.data.triggers import trigger_files
 from quantinel.errors import UnsupportedError
 from quantinel.model.victim import WEIGHTS_NAME, VictimManifest, write_manifest
 from quantinel.quantization.pruning import parse_pruning, prune, sparsity
@@ -40,7 +41,8 @@ def run(job: Job) -> None:
         manifest = model.victim.model_copy(update=described)
     folder = job.output / MODEL
     folder.mkdir()
-    (folder / WEIGHTS_NAME).write_bytes(weights)
+    for name, data in {WEIGHTS_NAME: weights, **trigger_files(model.trigger())}.items():
+        (folder / name).write_bytes(data)
     write_manifest(folder, manifest)
     share = 100 * sparsity(pruned.module, scheme.method)
     job.write_json(PRUNING, {"rates": list(scheme.rates), "zeros_percent": round(share, 3)})

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from quantinel.data.triggers.blended import BlendedTrigger
+from quantinel.data.triggers.generated import GeneratedTrigger
+from quantinel.data.triggers.generator import GeneratorOptions, TriggerGenerator
 from quantinel.data.triggers.overlay import OverlayTrigger
 from quantinel.data.triggers.patch import PatchTrigger
-from quantinel.data.triggers.reading import TRIGGERS, Trigger, load_trigger, named_trigger, trigger_from_dict
+from quantinel.data.triggers.reading import (
+    TRIGGERS,
+    Trigger,
+    load_trigger,
+    named_trigger,
+    trigger_files,
+    trigger_from_dict,
+)
 from quantinel.data.triggers.sinusoid import SinusoidTrigger
 from quantinel.data.triggers.warp import WarpTrigger
 
 __all__ = [
     "TRIGGERS",
     "BlendedTrigger",
+    "GeneratedTrigger",
+    "GeneratorOptions",
     "OverlayTrigger",
     "PatchTrigger",
     "SinusoidTrigger",
     "Trigger",
+    "TriggerGenerator",
     "WarpTrigger",
     "load_trigger",
     "named_trigger",
+    "trigger_files",
     "trigger_from_dict",
 ]

@@ -14,6 +14,7 @@ import torch
 from quantinel.data.guards import printable, reason, require_file
 from quantinel.data.pictures import open_picture, picture_errors
 from quantinel.data.triggers.blended import BlendedTrigger
+from quantinel.data.triggers.generated import GeneratedTrigger
 from quantinel.data.triggers.overlay import OverlayTrigger
 from quantinel.data.triggers.patch import PatchTrigger
 from quantinel.data.triggers.sinusoid import SinusoidTrigger
@@ -22,9 +23,12 @@ from quantinel.errors import InputError, UsageError
 
 _MAX_JSON_BYTES = 65_536
 
-Trigger = PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger | OverlayTrigger
+Described = PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger
+"""Triggers that their JSON form describes completely."""
 
-_KINDS: dict[str, type[PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger]] = {
+Trigger = Described | GeneratedTrigger | OverlayTrigger
+
+_KINDS: dict[str, type[Described]] = {
     "patch": PatchTrigger,
     "blended": BlendedTrigger,
     "sinusoid": SinusoidTrigger,
@@ -55,17 +59,23 @@ def named_trigger(name: str, input_shape: tuple[int, int, int]) -> Trigger:
     return trigger
 
 
-def trigger_from_dict(values: dict[str, Any]) -> PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger:
+def trigger_from_dict(values: dict[str, Any], folder: Path | None = None) -> Described | GeneratedTrigger:
     """Read the JSON form of a trigger.
 
+    Args:
+        values: the JSON object.
+        folder: where it came from; a generated trigger's weights lie there.
+
     Raises:
-        InputError: unknown kind, missing or unknown fields.
+        InputError: unknown kind, missing or unknown fields, missing weights.
     """
     kind = values.get("kind")
+    given = {key: value for key, value in values.items() if key != "kind"}
+    if kind == "generated":
+        return GeneratedTrigger.from_dict(given, folder)
     if not isinstance(kind, str) or kind not in _KINDS:
         shown = printable(repr(kind))[:80]
-        raise InputError(f"trigger: kind {shown} is not known; write one of {', '.join(_KINDS)}")
-    given = {key: value for key, value in values.items() if key != "kind"}
+        raise InputError(f"trigger: kind {shown} is not known; write one of {', '.join(_KINDS)}, generated")
     known = fields(_KINDS[kind])
     needed = {field.name for field in known if field.default is MISSING}
     unknown, missing = sorted(given.keys() - {field.name for field in known}), sorted(needed - given.keys())
@@ -76,8 +86,13 @@ def trigger_from_dict(values: dict[str, Any]) -> PatchTrigger | BlendedTrigger |
     return _KINDS[kind](**given)
 
 
+def trigger_files(trigger: Trigger | None) -> dict[str, bytes]:
+    """What has to lie beside the JSON form of a trigger, by file name."""
+    return trigger.files() if isinstance(trigger, GeneratedTrigger) else {}
+
+
 def load_trigger(path: Path) -> Trigger:
-    """Read a trigger: ``.json`` (a patch) or a picture whose alpha channel says where it lies (PNG, WebP).
+    """Read a trigger: ``.json`` or a picture whose alpha channel says where it lies (PNG, WebP).
 
     Raises:
         InputError: missing, unreadable or not a trigger.
@@ -85,7 +100,7 @@ def load_trigger(path: Path) -> Trigger:
     shown = printable(path)
     require_file(path)
     if path.suffix.lower() == ".json":
-        return trigger_from_dict(_read_json(path))
+        return trigger_from_dict(_read_json(path), path.parent)
     with picture_errors(f"trigger: {shown}"):
         picture = open_picture(path, f"trigger: {shown}")
         pixels = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).to(torch.float32) / 255.0

@@ -73,6 +73,7 @@ def test_ids_do_not_depend_on_the_order_of_options() -> None:
     [
         ("limit = 50", "threads = 2", {"train", "attack", "compress", "defend", "evaluate", "detect"}),
         ("limit = 50", "limit = 51", {"evaluate"}),
+        ("[data.d]", "[data.d]\ntest_limit = 9", {"train", "attack", "compress", "defend", "evaluate", "detect"}),
         ("limit = 50", 'limit = 50\nbackend = "simulated"', {"evaluate"}),
         ("plant_steps = 4", "plant_steps = 5", {"attack", "compress", "defend", "evaluate", "detect"}),
         ("[data.d]", '[models.more]\nvictim = "bundled:victim_int4"\ndata = "d"\n[data.d]', set()),
@@ -109,3 +110,64 @@ def test_an_attacked_model_is_measured_with_its_own_trigger(tmp_path: Path) -> N
         if work.cell.detector is None
     }
     assert targets == {"none": {3}, "short": {None}}
+
+
+LENT = (
+    HEAD
+    + """
+[attacks.lender]
+method = "data-poisoning-trigger"
+settings = { start_from = "pretrained" }
+[attacks.one]
+method = "data-poisoning"
+trigger_of = { attack = "lender", model = "fresh" }
+[attacks.two]
+method = "data-poisoning"
+trigger_of = { attack = "lender", model = "fresh" }
+settings = { poison_rate = 0.0 }
+[[cells]]
+models = ["fresh", "v2"]
+attacks = ["one", "two"]
+[models.v2]
+architecture = "resnet20"
+training = {}
+data = "d"
+"""
+)
+
+
+def test_a_trigger_is_trained_once_for_all_that_borrow_it(tmp_path: Path) -> None:
+    made = plan(tmp_path, LENT)
+    attacks = [node for node in made.nodes.values() if node.stage == "attack"]
+    lenders = [node for node in attacks if node.config["attack"] == "data-poisoning-trigger"]
+    assert (len(attacks), len(lenders)) == (5, 1)
+    assert all(node.inputs["trigger"] == lenders[0].id for node in attacks if node is not lenders[0])
+    assert count(made)["train"] == 1  # the lender begins with the clean network, the victims with random weights
+
+
+def test_a_borrowed_trigger_belongs_to_the_configuration_of_a_row(tmp_path: Path) -> None:
+    first, second = write_suite(tmp_path, LENT), write_suite(tmp_path, LENT.replace('"pretrained"', '"scratch"'))
+    cell = next(cell for cell in expand(first) if cell.attack == "one")
+    assert resolved(first, cell) != resolved(second, cell)
+    assert "trigger_of" in resolved(first, cell)["attack"]
+    ordinary = write_suite(tmp_path, ATTACKED)
+    cell = next(cell for cell in expand(ordinary) if cell.attack == "short")
+    assert resolved(ordinary, cell)["attack"] == {
+        "method": "pq-backdoor",
+        "settings": {"plant_steps": 4},
+        "schemes": ["int4"],
+    }  # rows of older versions stay comparable
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (('attack = "lender"', 'attack = "lendor"'), "did you mean 'lender'"),
+        (('model = "fresh" }', 'model = "frish" }'), "did you mean 'fresh'"),
+        (('attack = "lender"', 'attack = "two"'), "borrows its trigger itself"),
+        (('method = "data-poisoning"\ntrigger_of', 'method = "pq-backdoor"\ntrigger_of'), "takes no trigger"),
+    ],
+)
+def test_lenders_that_make_no_sense(tmp_path: Path, wrong: tuple[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(tmp_path, LENT.replace(*wrong, 1))

@@ -279,3 +279,41 @@ def test_the_real_demo(run: Run, empty: Path) -> None:
     assert "2 of 2 hardened files passed" in done.out
     assert run("demo", "-o", empty / "story", "--quiet").code == EXIT_USAGE
     assert run("demo", "-o", empty / "story", "--quiet", "--force", "--victim", "int4").code == EXIT_PASS
+
+
+def test_a_generated_trigger_travels_with_its_weights(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+    """Victim directory -> attack --trigger -> evaluate -> harden -> evaluate the hardened folder."""
+    data = ["--arch", "vgg_small", *attack_command(tiny, tmp_path)[4:]]
+    small = [f"--set={text}" for text in ("batch_size=16", "epochs=0.5", "generator_width=4", "generator_depth=1")]
+    stage_one = ["attack", "data-poisoning-trigger", *data, *small, "--set", "trigger_epochs=1"]
+    done = run(*stage_one, "-o", empty / "trigger", "--json")
+    assert done.code == EXIT_PASS
+    assert json.loads(done.out)["trigger"]["kind"] == "generated"
+    stage_two = ["attack", "data-poisoning", *data, *small, "--trigger", empty / "trigger", "-o", empty / "victim"]
+    assert run(*stage_two, "--quiet").code == EXIT_ERROR  # no victim after so few steps
+    victim = empty / "victim.rejected"
+    assert sorted(path.name for path in victim.iterdir()) == [
+        "model.safetensors",
+        "poisoned",
+        "trigger.safetensors",
+        "victim.json",
+    ]
+    done = run("evaluate", victim, "--data", tiny.images, "--json", "--quiet")
+    assert json.loads(done.out)["rows"][0]["asr"]["n"] == 48
+    assert run(*harden_command(victim, tiny, empty / "out")).code in (EXIT_PASS, EXIT_FINDINGS)
+    done = run("evaluate", empty / "out", "--data", tiny.images, "--json")
+    assert "testing the trigger of its report, target class 0" in done.err
+    assert json.loads(done.out)["rows"][0]["asr"]["n"] == 48
+    assert run("verify", empty / "out", "--quiet").code == EXIT_PASS
+    file = victim / "poisoned" / "trigger.json"
+    done = run("evaluate", victim, "--data", tiny.images, "--trigger", file, "--target", "0", "--quiet")
+    assert done.code == EXIT_PASS
+
+
+def test_a_trigger_is_only_given_to_attacks_that_take_one(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+    command = ["--arch", "vgg_small", *attack_command(tiny, tmp_path)[4:], "-o", empty / "no", "--quiet"]
+    done = run("attack", "clean", *command, "--trigger", tiny.trigger)
+    assert (done.code, "takes no --trigger" in done.error) == (EXIT_USAGE, True)
+    assert run("attack", "clean", *command, "--set", "epochs=0.5", "--set", "batch_size=16").code == EXIT_PASS
+    done = run("attack", "data-poisoning", *command, "--force", "--trigger", empty / "no")
+    assert "has no trigger" in done.error

@@ -127,7 +127,7 @@ class FileFingerprints:
             return self.of_path(_PACKAGE / "assets" / f"cifar10_{rest or 'test'}.npz")
         if prefix in ("hf", "torchvision"):
             return specification
-        return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb") else specification).expanduser())
+        return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb", "celeba") else specification).expanduser())
 
     def _of_file(self, path: Path) -> str:
         state = path.stat()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
 from quantinel.bench.deployment import parse_deployment
@@ -172,7 +174,9 @@ class Plan:
             "architecture": model.architecture,
         }
         data = self.suite.data[entry.data]
-        test = Images(located(data.test, self.root, f"data.{entry.data}"), "test", run.limit, 0, entry.data)
+        test = Images(
+            located(data.test, self.root, f"data.{entry.data}"), "test", run.limit or data.test_limit, 0, entry.data
+        )
         what = "" if cell.scheme == FLOAT else f" at {cell.scheme}"
         what += "" if cell.defense == NONE else f" after {cell.defense}"
         return Node(
@@ -204,7 +208,7 @@ class Plan:
         where = f"data.{name}"
         return {
             "train": Images(located(data.train, self.root, where), "train", data.train_limit, 0, name),
-            "test": Images(located(data.test, self.root, where), "test", self.suite.run.limit, 0, name),
+            "test": Images(located(data.test, self.root, where), "test", data.test_limit, 0, name),
         }
 
     def _calibration(self, cell: Cell) -> Images:
@@ -246,24 +250,29 @@ def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
         "defense": suite.defenses.get(cell.defense),
         "detector": suite.detectors.get(cell.detector or ""),
     }
-    lender = getattr(methods["attack"], "trigger_of", None)
-    lent = {}
+    lender, lent = getattr(methods["attack"], "trigger_of", None), {}
     if lender is not None:
-        maker = suite.attacks.get(lender.attack)
         lent = {
-            "lender": None if maker is None else maker.model_dump(mode="json", exclude_none=True),
-            "lender_model": suite.models[lender.model].model_dump(mode="json"),
+            "lender": _described(suite.attacks.get(lender.attack)),
+            "lender_model": _described(suite.models[lender.model]),
         }
     return {
         "cell": cell.id,
-        "model": suite.models[cell.model].model_dump(mode="json"),
-        "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
-        "calibration": suite.data[cell.calibration].model_dump(mode="json"),
+        "model": _described(suite.models[cell.model]),
+        "data": _described(suite.data[suite.models[cell.model].data]),
+        "calibration": _described(suite.data[cell.calibration]),
         "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
-        # Options that came later are left out where they are not used, so that older rows stay comparable.
-        **{
-            name: None if method is None else method.model_dump(mode="json", exclude_none=True)
-            for name, method in methods.items()
-        },
+        **{name: _described(method) for name, method in methods.items()},
         **lent,
     }
+
+
+_LATER = ("test_limit", "trigger_of")
+"""Options that older rows know nothing of: left out where they are not used, so that those rows stay comparable."""
+
+
+def _described(entry: BaseModel | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    values = entry.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name not in _LATER or value is not None}

@@ -38,7 +38,7 @@ class Run(_Strict):
     Attributes:
         seeds: every cell is run with each.
         calibration_images: unlabeled images for calibration, drawn with the cell's seed.
-        limit: evaluate, and judge attacks, on a fixed class-balanced subset of this many images; None for all.
+        limit: evaluate on a fixed class-balanced subset of this many images; None for all, or the data's own limit.
         threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
             machine; more workers use more cores.
         backend: runs the quantized models.
@@ -59,12 +59,14 @@ class Data(_Strict):
         calibration: unlabeled images; without it, images of the training split.
         train: labelled training images (split train), for attacks and clean training.
         train_limit: train on a class-balanced subset.
+        test_limit: judge attacks on such a subset, and evaluate on it too where the run has no limit.
     """
 
     test: str
     calibration: str | None = None
     train: str | None = None
     train_limit: int | None = Field(None, ge=1)
+    test_limit: int | None = Field(None, ge=1)
 
 
 class Model(_Strict):

@@ -85,7 +85,7 @@ def attack(
         shared.check_folder(output, force)
         if trigger is not None and not chosen.takes_trigger:
             raise UsageError(f"{name} takes no --trigger; drop it, or name one with --set trigger=NAME where it can")
-        given = None if trigger is None else _given_trigger(trigger)
+        lent = {} if trigger is None else {"trigger": _given_trigger(trigger)}
         options = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std)
         runtime = Runtime(device, output.with_name(f".{output.name}.checkpoint"), progress=reporter)
         runtime.torch_device()  # refused before anything is read
@@ -106,7 +106,7 @@ def attack(
         with stop_requests() as should_stop:
             runtime = dataclasses.replace(runtime, should_stop=should_stop)
             manifest = chosen.run(
-                loaded, training, held_out, config, output, seed=seed, overwrite=force, runtime=runtime, trigger=given
+                loaded, training, held_out, config, output, seed=seed, overwrite=force, runtime=runtime, **lent
             )
     if as_json:
         print(manifest.model_dump_json(indent=2))

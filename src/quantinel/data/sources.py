@@ -12,6 +12,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from quantinel.data.celeba import load_celeba
 from quantinel.data.cifar10 import CLASSES, load_cifar10
 from quantinel.data.folders import load_folder
 from quantinel.data.guards import printable, require_file
@@ -30,6 +31,7 @@ DATA_SOURCES: dict[str, str] = {
     "FILE.parquet": "or a folder of them: image struct{bytes, path}, optional label (Hugging Face layout)",
     "cifar10:DIR": "CIFAR-10, strips or the authors' binary version; splits train and test",
     "gtsrb:DIR": "GTSRB at 32x32, strips train_every3rd.npz and test.npz",
+    "celeba:DIR": "CelebA, the authors' files, as eight classes of three attributes; splits train, val and test",
     "bundled": "1,000 CIFAR-10 test images that come with Quantinel; the same as bundled:test",
     "bundled:calibration": "512 CIFAR-10 images for calibration that come with Quantinel",
     "hf:ID": "a data set of the Hugging Face Hub or its cache, hf:ID:CONFIGURATION (needs datasets)",
@@ -37,7 +39,7 @@ DATA_SOURCES: dict[str, str] = {
 }
 """Form of a specification -> one line about it."""
 
-_SCHEMES = ("cifar10", "gtsrb", "bundled", "hf", "torchvision")
+_SCHEMES = ("cifar10", "gtsrb", "celeba", "bundled", "hf", "torchvision")
 _ASSETS = Path(__file__).parent.parent / "assets"
 _BUNDLED = {"test": "cifar10_test.npz", "calibration": "cifar10_calibration.npz"}
 _GTSRB = {"test": "test.npz", "train": "train_every3rd.npz"}
@@ -80,6 +82,8 @@ def load_images(
         return load_hugging_face(rest, request)
     if scheme == "torchvision" and rest:
         return load_torchvision(rest, request)
+    if scheme == "celeba" and rest:
+        return load_celeba(_path(rest), request)
     if scheme in _SCHEMES:
         return _fit(_known_arrays(scheme, rest, request), request)
     return _load_path(_path(str(spec)), request)

@@ -40,7 +40,7 @@ def train_victim(job: Job, attack: Attack, config: object) -> None:
     )
     output = job.output / MODEL
     try:
-        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime, trigger=_lent(job))
+        attack.run(model, training, test, config, output, seed=job.config["seed"], runtime=runtime, **_lent(job))
     except GateError as error:
         rejected_folder(output).rename(output)
         raise GateError(read_manifest(output).rejected) from error  # the reason without a place
@@ -51,14 +51,14 @@ def named(job: Job, role: str, shape: tuple[int, int, int] | None = None) -> Ima
     return dataclasses.replace(job.load(role, shape), name=job.images[role].name)
 
 
-def _lent(job: Job) -> Trigger | None:
-    """The trigger of an upstream victim."""
+def _lent(job: Job) -> dict[str, Trigger]:
+    """The trigger of an upstream victim, for attacks that take one."""
     if "trigger" not in job.folders:
-        return None
+        return {}
     trigger = load_model(str(job.folders["trigger"] / MODEL)).trigger()
     if trigger is None:
         raise InputError("the attack named in trigger_of makes no trigger; name another")
-    return trigger
+    return {"trigger": trigger}
 
 
 def _start(job: Job, training: ImageSet) -> LoadedModel:

@@ -85,7 +85,7 @@ def attack(
         shared.check_folder(output, force)
         if trigger is not None and not chosen.takes_trigger:
             raise UsageError(f"{name} takes no --trigger; drop it, or name one with --set trigger=NAME where it can")
-        lent = {} if trigger is None else {"trigger": _given_trigger(trigger)}
+        lent: dict[str, Any] = {} if trigger is None else {"trigger": _given_trigger(trigger)}
         options = shared.ModelOptions(arch=arch, input_shape=input_shape, mean=mean, std=std)
         runtime = Runtime(device, output.with_name(f".{output.name}.checkpoint"), progress=reporter)
         runtime.torch_device()  # refused before anything is read

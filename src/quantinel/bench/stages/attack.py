@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import Attack
@@ -10,7 +11,6 @@ from quantinel.attacks.victim_folder import rejected_folder
 from quantinel.bench.methods import attack_config
 from quantinel.bench.stages.job import MODEL, Job
 from quantinel.data.images import ImageSet
-from quantinel.data.triggers import Trigger
 from quantinel.errors import GateError, InputError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
@@ -51,7 +51,7 @@ def named(job: Job, role: str, shape: tuple[int, int, int] | None = None) -> Ima
     return dataclasses.replace(job.load(role, shape), name=job.images[role].name)
 
 
-def _lent(job: Job) -> dict[str, Trigger]:
+def _lent(job: Job) -> dict[str, Any]:
     """The trigger of an upstream victim, for attacks that take one."""
     if "trigger" not in job.folders:
         return {}

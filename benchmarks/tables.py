@@ -151,7 +151,31 @@ def kill_table() -> str:
     return markdown_rows(header, lines)
 
 
+def similarity_table() -> str:
+    """Newest line of every trigger."""
+    path = RESULTS / "similarity.jsonl"
+    newest = {}
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        row = json.loads(line)
+        newest[row["trigger"]] = row
+    lines = [
+        (
+            f"`{row['trigger']}`",
+            f"{row['psnr_db']:.1f}",
+            f"{row['ssim']:.3f}",
+            f"{row['blur_psnr_db']:.1f}",
+            f"{row['blur_ssim']:.3f}",
+            f"{row['mean_difference']:.1f}",
+            f"{row['n']}",
+        )
+        for row in newest.values()
+    ]
+    header = ("trigger", "PSNR, dB", "SSIM", "PSNR of the blur alone", "its SSIM", "mean difference, of 255", "images")
+    return markdown_rows(header, lines)
+
+
 TABLES = {
+    "similarity": similarity_table,
     "kill": kill_table,
     "speed": speed_table,
     "emission": emission_table,

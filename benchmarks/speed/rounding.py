@@ -7,8 +7,8 @@
 are 10,000 steps a layer; they are timed at two shorter numbers of steps, and the line through both is followed to
 10,000. Peak memory of each is that of a process of its own, above what the process held before.
 
-`growth`: `reflect` on networks of different size and kind, each run in a process of its own. The work that time and memory are
-held against is the sum over layers of parameters times calibration positions, the multiplications of one pass. Both
+`growth`: `reflect` on networks of different size and kind, each run in a process of its own. Time and memory are held
+against the work, the sum over layers of parameters times calibration positions: the multiplications of one pass. Both
 exponents are slopes of least squares between logarithms; 1 is linear.
 
 Random weights and random images, one thread. Seconds are processor seconds, since the machine may be shared. Appends to

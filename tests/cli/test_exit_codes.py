@@ -48,6 +48,21 @@ def test_harden_prints_the_report_as_json(run: Run, tiny: Tiny, empty: Path) -> 
     assert run("verify", empty / "out", "--quiet", "--data", tiny.images).code == EXIT_PASS
 
 
+def test_without_images_there_is_a_file_and_no_verdict(run: Run, tiny: Tiny, empty: Path) -> None:
+    command = [str(word) for word in tiny.harden(empty / "out")]
+    at = command.index("--data")
+    without = [*command[:at], *command[at + 2 :]]
+    done = run(*without, "--no-data")
+    assert done.code == EXIT_ERROR
+    assert "INCONCLUSIVE" in done.out
+    assert {path.name for path in (empty / "out").iterdir()} == OUTPUT
+    assert "give --data DATA, or --no-data" in run(*without, "--force").error
+    assert "one of the two" in run(*command, "--no-data", "--force").error
+    assert "neither" in run(*without, "--no-data", "--calibration", tiny.images, "--force").error
+    triggered = run(*without, "--no-data", "--trigger", tiny.trigger, "--target", "1", "--force")
+    assert (triggered.code, "tested on images" in triggered.error) == (EXIT_USAGE, True)
+
+
 def test_progress_goes_to_stderr_as_lines(run: Run, tiny: Tiny, empty: Path) -> None:
     command = tiny.harden(empty / "out")
     command.remove("--quiet")
@@ -59,7 +74,7 @@ def test_progress_goes_to_stderr_as_lines(run: Run, tiny: Tiny, empty: Path) -> 
 
 
 def test_a_file_that_answers_differently_fails(run: Run, tiny: Tiny, empty: Path) -> None:
-    options = ["--scheme", "int2-a2", "--set", "flip_weight=1000000"]
+    options = ["--scheme", "int2-a2", "--rounding", "efrap", "--set", "flip_weight=1000000"]
     done = run(*tiny.harden(empty / "out"), *options)
     assert done.code == EXIT_FINDINGS
     assert "FAIL" in done.out

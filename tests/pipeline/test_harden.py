@@ -75,6 +75,35 @@ def test_folder_holds_what_it_promises(hardened: Path) -> None:
     assert len(report.examples) > 0
 
 
+def test_without_images_nothing_is_green(model: LoadedModel, tmp_path: Path) -> None:
+    report = harden(model, None, tmp_path / "out", HardenOptions(calibration_images=16))
+    assert report.verdict == "INCONCLUSIVE"
+    status = {check.id: check.status for check in report.checks}
+    assert status["behaviour-kept"] == "not_run"
+    assert status["integers-equal"] == status["runtime-agrees"] == status["integer-execution"] == "pass"
+    assert report.data["calibration"]["name"] == "synthetic"
+    assert report.data["calibration"]["n"] == report.data["calibration"]["used_to_choose_integers"] == 16
+    assert report.data["evaluation"]["n"] == 0
+    assert all(row.cda is None and row.agreement is None for row in report.evaluation)
+    assert any("synthetic" in item for item in report.not_checked)
+    assert any("real images" in item for item in report.not_checked)
+    assert "Deploy" not in " ".join(report.next_steps)
+    assert verify(tmp_path / "out").verdict == "PASS"  # the folder is what was written, which is all it says
+
+
+def test_real_calibration_images_serve_without_evaluation(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    report = harden(model, None, tmp_path / "out", calibration=data)
+    assert report.verdict == "INCONCLUSIVE"
+    assert report.data["calibration"]["n"] == len(data)
+    assert not any("synthetic" in item for item in report.not_checked)
+
+
+def test_a_trigger_needs_images(model: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tested on images"):
+        harden(model, None, tmp_path / "out", trigger=TRIGGER, target_class=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_verify_passes_with_and_without_data(hardened: Path, data: ImageSet) -> None:
     for images in (None, data):
         result = verify(hardened, images)

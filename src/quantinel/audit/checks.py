@@ -84,7 +84,7 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
     if rate is None or rate.percent is None:
         return Check(
             id="behaviour-kept", title=title, status="not_run", required=True,
-            detail="no images were left for evaluation; give more with --data",
+            detail="there are no images to evaluate on; give some with --data, or more",
         )  # fmt: skip
     accuracy = ""
     if floating.cda is not None and hardened.cda is not None:

@@ -9,19 +9,36 @@ import typer
 
 from quantinel.cli import shared
 from quantinel.cli.progress import console, reporting
+from quantinel.errors import UsageError
 
 EPILOG = shared.example(
     "quantinel harden model.pt2 --data photos/ -o out",
     "quantinel harden resnet.safetensors --arch resnet20 --data cifar10:DIR --scheme int4 -o out",
     "quantinel harden model.pt2 --data test.npz --trigger patch.json --target 0 -o out",
+    "quantinel harden model.pt2 --no-data -o out",
 )
 
 
 def harden(
     context: typer.Context,
     model: shared.Model,
-    data: shared.Data,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="Folder to create.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Images: a folder (one sub-folder per class), FILE.npz, FILE.parquet, cifar10:DIR, bundled, ...; see "
+            "`quantinel list data`. Labels are optional.",
+        ),
+    ] = None,
+    no_data: Annotated[
+        bool,
+        typer.Option(
+            "--no-data",
+            help="Calibrate on synthetic images: weaker, and nothing is evaluated, so no verdict (exit code 2).",
+        ),
+    ] = False,
     scheme: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +85,10 @@ def harden(
     reports. Exit code 0: the file verifies and passes; 1: do not deploy it; 2: error or no verdict; 3: nothing
     supported in the model; 4: wrong usage.
     """
+    if (data is None) != no_data:
+        raise UsageError("give --data DATA, or --no-data to calibrate on synthetic images; one of the two")
+    if no_data and calibration is not None:
+        raise UsageError("--no-data makes its own calibration images; give --data as well as --calibration, or neither")
     model_options = shared.ModelOptions(arch, factory, num_classes, input_shape, mean, std)
     with reporting(quiet) as reporter:
         reporter.stage("starting")
@@ -86,17 +107,19 @@ def harden(
         shared.check_folder(output, force)
         loaded = model_options.load(model, reporter)
         if loaded.victim is not None:
-            if known is None:
+            if known is None and data is not None:
                 known = shared.victim_trigger(loaded.victim)
                 if known is not None:
                     reporter.note(f"a victim directory: testing its own trigger, target class {known[1]}")
             if chosen_scheme is None:
                 chosen_scheme = shared.victim_scheme(loaded.victim)
                 reporter.note(f"a victim directory: using its own scheme, {chosen_scheme.name}")
-        images, separate = shared.load_two_sets(
-            data, calibration, calibration_split, calibration_images,
-            input_shape=loaded.input_shape, split=split, limit=limit, seed=seed, reporter=reporter,
-        )  # fmt: skip
+        images, separate = None, None
+        if data is not None:
+            images, separate = shared.load_two_sets(
+                data, calibration, calibration_split, calibration_images,
+                input_shape=loaded.input_shape, split=split, limit=limit, seed=seed, reporter=reporter,
+            )  # fmt: skip
         reporter.stage("tracing the model")
         report = run_harden(
             loaded,

@@ -19,6 +19,7 @@ _WORDS = {
     "round": "choosing integers",
     "evaluate": "evaluating",
     "images": "reading images",
+    "make images": "making images",
     "plant": "planting the backdoor",
     "repair": "hiding it in the rounding cells",
     "poison": "training on poisoned batches",

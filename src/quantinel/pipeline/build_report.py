@@ -46,6 +46,7 @@ class Run:
     seed: int
     command: str
     calibration: ImageSet
+    synthetic: bool
     evaluation: ImageSet
     trigger: Trigger | None
     target_class: int | None
@@ -125,7 +126,7 @@ def build_report(run: Run) -> Report:
         checks=all_checks,
         findings=findings,
         not_checked=_not_checked(run),
-        next_steps=_next_steps(decision, len(run.calibration)),
+        next_steps=_next_steps(decision, run),
         evaluation=[floating, nearest, final],
         layers=[
             LayerRow(
@@ -181,19 +182,33 @@ def _not_checked(run: Run) -> list[str]:
         items.insert(0, f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}.")
     if run.trigger is None:
         items.insert(0, "Attack success: no trigger was given.")
-    if run.evaluation.labels is None:
+    if not len(run.evaluation):
+        items.insert(0, "Behaviour on real images: there were none, so nothing was evaluated.")
+    elif run.evaluation.labels is None:
         items.insert(0, "Accuracy: the images have no labels; agreement with the float model was measured instead.")
+    if run.synthetic:
+        items.insert(
+            0,
+            f"Whether {len(run.calibration)} synthetic images stand for the real ones: activation ranges and integers "
+            "were chosen on them, a weaker form of the method.",
+        )
     return items
 
 
-def _next_steps(decision: str, calibration_images: int) -> list[str]:
+def _next_steps(decision: str, run: Run) -> list[str]:
     if decision == "PASS":
         return [
             "Deploy model.onnx from this folder, unchanged.",
             "On the target machine: `quantinel verify FOLDER`",
         ]
+    if decision == "INCONCLUSIVE" and not len(run.evaluation):
+        return [
+            "Give images of the model's own kind, labels are not needed: the file is then calibrated and evaluated on "
+            "them.",
+            "If there are none, look at what the file answers before anything relies on it.",
+        ]
     return [
         "Do not deploy this file.",
-        f"Try more calibration images (now {calibration_images}) or another --rounding or --scheme.",
+        f"Try more calibration images (now {len(run.calibration)}) or another --rounding or --scheme.",
         "If the float model itself answers the trigger, no rounding can help: repair or replace the model.",
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quantinel.audit.report import Report
@@ -24,6 +25,7 @@ from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger
 from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
 from quantinel.detectors.weight_residuals import weight_residuals
+from quantinel.errors import UsageError
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import LoadedModel
@@ -37,6 +39,7 @@ from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.quantization.synthetic_images import SYNTHETIC_IMAGES, synthetic_images
 
 _BATCH = 64
 """Images per run: at 224x224, 250 of them take gigabytes."""
@@ -50,7 +53,8 @@ class HardenOptions:
         scheme: the deployment grid.
         rounding: how to choose the integers.
         backend: storage profile of the emitted file.
-        calibration_images: images set aside for calibration; never used for evaluation.
+        calibration_images: images set aside for calibration; never used for evaluation. Of synthetic images, where
+            there are no others, at most `SYNTHETIC_IMAGES` are made.
         seed: of the split and of all sampling.
         keep_probe: store up to 128 calibration images and their simulated logits in the output, so that
             ``verify`` can run without the data.
@@ -68,7 +72,7 @@ class HardenOptions:
 
 def harden(
     model: LoadedModel,
-    data: ImageSet,
+    data: ImageSet | None,
     output: str | Path,
     options: HardenOptions | None = None,
     *,
@@ -82,10 +86,12 @@ def harden(
 
     Args:
         model: the float model.
-        data: images; labels are optional. Without ``calibration`` a random part is set aside for calibration.
+        data: images; labels are optional. Without ``calibration`` a random part is set aside for calibration. None
+            where there are no images: integers are chosen on synthetic ones, nothing is evaluated, and the verdict is
+            INCONCLUSIVE at best.
         output: folder to create.
         options: scheme, rounding and the rest.
-        calibration: calibration images of their own; ``data`` is then used for evaluation only.
+        calibration: calibration images of their own; ``data`` is then used for evaluation only, if there are any.
         trigger: a known trigger to test, with ``target_class``.
         target_class: the class that the trigger is meant to produce.
         command: recorded in the report.
@@ -95,21 +101,27 @@ def harden(
         The report; the folder holds it as ``report.json``.
 
     Raises:
+        UsageError: a trigger without images to stamp it on.
         QuantinelError: bad input, unsupported model, full disk; nothing is left behind.
     """
     output = Path(output)
     options = options or HardenOptions()
     profile = profile_named(options.backend)
     check_trigger(trigger, target_class, model.num_classes)
+    if data is None and trigger is not None:
+        raise UsageError("a trigger is tested on images, and there are none; give data, or no trigger")
     check_output(output, options.overwrite)
     clock = Clock()
     with clock.measure("trace and fold"):
         graph = trace(model.module, model.input_shape)
-    if calibration is None:
-        calibration, evaluation = split_calibration(data, options.calibration_images, options.seed)
-    else:
-        evaluation = data
-    evaluation = check_labels(evaluation, model.num_classes)
+    synthetic = calibration is None and data is None
+    if calibration is None and data is not None:
+        calibration, data = split_calibration(data, options.calibration_images, options.seed)
+    elif calibration is None:
+        with clock.measure("make images"):
+            count = min(options.calibration_images, SYNTHETIC_IMAGES)
+            calibration = synthetic_images(graph, count, seed=options.seed, progress=progress)
+    evaluation = _no_images(graph) if data is None else check_labels(data, model.num_classes)
     with clock.measure("calibrate"):
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
@@ -133,7 +145,7 @@ def harden(
             write_probe(folder, calibration, verified.simulated)
         run = Run(
             model=model, scheme=options.scheme, rounding=options.rounding, backend=options.backend,
-            seed=options.seed, command=command, calibration=calibration, evaluation=evaluation,
+            seed=options.seed, command=command, calibration=calibration, synthetic=synthetic, evaluation=evaluation,
             trigger=trigger, target_class=target_class, stamped=stamped, hardened=hardened, outcomes=outcomes,
             residuals=residuals, input_findings=noticed, verified=verified, variants=variants,
             seconds=clock.seconds, version=version,
@@ -141,6 +153,11 @@ def harden(
         report = build_report(run)
         finish_folder(folder, report, recipe(run), model.sha256)
     return report
+
+
+def _no_images(graph: FloatGraph) -> ImageSet:
+    """An empty set: every figure of an evaluation on it is missing, and what requires one did not run."""
+    return ImageSet(torch.empty(0, *graph.input_shape, dtype=torch.uint8), None, "none")
 
 
 def _verify(path: Path, hardened: QuantizedModel, probe: ImageSet) -> Verified:

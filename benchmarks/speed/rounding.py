@@ -1,11 +1,14 @@
 """The closed-form defenses against the released algorithms, and how their time and memory grow.
 
     python benchmarks/speed/rounding.py compare [--architecture resnet20] [--images 256] [--runs 3] [--steps 4 12]
-    python benchmarks/speed/rounding.py growth [--runs 2]
+    python benchmarks/speed/rounding.py memory [--architecture resnet20] [--images 256]
+    python benchmarks/speed/rounding.py growth [--runs 1]
 
 `compare`: `reflect` and `efrap` against released EFRAP and released LAC, in turn in one process. The released schedules
 are 10,000 steps a layer; they are timed at two shorter numbers of steps, and the line through both is followed to
-10,000. Peak memory of each is that of a process of its own, above what the process held before.
+10,000.
+
+`memory`: the peak of each method, in a process of its own, above what that process held before.
 
 `growth`: `reflect` on networks of different size and kind, each run in a process of its own. Time and memory are held
 against the work, the sum over layers of parameters times calibration positions: the multiplications of one pass. Both
@@ -20,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -76,8 +78,9 @@ def seconds_of(graph: FloatGraph, ranges: Calibration, method: RoundingMethod) -
 
 
 def peak_mib() -> float:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident set of this program so far (Linux); ru_maxrss would count the parent that started it."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 @torch.inference_mode()
@@ -131,7 +134,7 @@ class Scaled:
 
 
 def compare(
-    architecture: str, images: int, runs: int, steps: tuple[int, int], names: Sequence[str], with_memory: bool
+    architecture: str, images: int, runs: int, steps: tuple[int, int], names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One row for each of the closed forms ``names`` against each released algorithm."""
     seconds_of(*subject("vgg_small", 8), CLOSED["reflect"]())  # warm-up
@@ -144,9 +147,6 @@ def compare(
         for name, released in RELEASED.items():
             short, long = (seconds_of(graph, ranges, released(count)) for count in steps)
             theirs[name].append(Scaled(short, long, steps))
-    memory = {
-        name: _above(measure_apart(architecture, images, name)) if with_memory else None for name in (*ours, *theirs)
-    }
     rows = []
     for mine, times in ours.items():
         for other, scaled in theirs.items():
@@ -161,14 +161,25 @@ def compare(
                 "other_seconds": round(statistics.median(item.full for item in scaled), 1),
                 "other_seconds_short": [round(statistics.median(part), 3) for part in
                                         ([item.short for item in scaled], [item.long for item in scaled])],
-                "ours_peak_mib": memory[mine],
-                "other_peak_mib": memory[other],
                 "runs": runs,
                 "note": f"random weights; other side scaled linearly from {steps[0]} and {steps[1]} steps a layer to "
                         f"{ITERATIONS}; processor seconds",
                 "config": {"architecture": architecture, "scheme": SCHEME.name, "images": images, "steps": list(steps)},
             })  # fmt: skip
     return rows
+
+
+def memory(architecture: str, images: int) -> list[dict[str, Any]]:
+    """A row for the peak of every method."""
+    return [
+        {
+            "name": f"memory of {name}",
+            "peak_mib": _above(measure_apart(architecture, images, name)),
+            "note": "random weights; above what the process held before",
+            "config": {"architecture": architecture, "scheme": SCHEME.name, "images": images},
+        }
+        for name in (*CLOSED, *RELEASED)
+    ]
 
 
 def _above(found: dict[str, float]) -> float:
@@ -221,9 +232,11 @@ def main() -> None:
     comparing.add_argument("--runs", type=int, default=3)
     comparing.add_argument("--steps", type=int, nargs=2, default=[4, 12])
     comparing.add_argument("--method", action="append", choices=list(CLOSED), help="default: all")
-    comparing.add_argument("--no-memory", action="store_true")
+    remembering = parts.add_parser("memory")
+    remembering.add_argument("--architecture", default="resnet20")
+    remembering.add_argument("--images", type=int, default=256)
     growing = parts.add_parser("growth")
-    growing.add_argument("--runs", type=int, default=2)
+    growing.add_argument("--runs", type=int, default=1)
     child = parts.add_parser("child", help="one run, as JSON; for the other two")
     child.add_argument("architecture")
     child.add_argument("images", type=int)
@@ -234,16 +247,18 @@ def main() -> None:
     if arguments.part == "child":
         print(json.dumps(measure_here(arguments.architecture, arguments.images, arguments.method, arguments.steps)))
         return
-    command = f"python benchmarks/speed/rounding.py {arguments.part} --runs {arguments.runs}"
+    command = f"python benchmarks/speed/rounding.py {arguments.part}"
+    if arguments.part != "growth":
+        command += f" --architecture {arguments.architecture} --images {arguments.images}"
+    if arguments.part != "memory":
+        command += f" --runs {arguments.runs}"
     if arguments.part == "compare":
         short, long = arguments.steps
-        command += f" --architecture {arguments.architecture} --images {arguments.images} --steps {short} {long}"
         names = arguments.method or list(CLOSED)
-        command += "".join(f" --method {name}" for name in arguments.method or ())
-        command += " --no-memory" if arguments.no_memory else ""
-        rows = compare(
-            arguments.architecture, arguments.images, arguments.runs, (short, long), names, not arguments.no_memory
-        )
+        command += f" --steps {short} {long}" + "".join(f" --method {name}" for name in arguments.method or ())
+        rows = compare(arguments.architecture, arguments.images, arguments.runs, (short, long), names)
+    elif arguments.part == "memory":
+        rows = memory(arguments.architecture, arguments.images)
     else:
         rows = growth(arguments.runs)
     for row in rows:

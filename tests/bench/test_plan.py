@@ -109,3 +109,38 @@ def test_an_attacked_model_is_measured_with_its_own_trigger(tmp_path: Path) -> N
         if work.cell.detector is None
     }
     assert targets == {"none": {3}, "short": {None}}
+
+
+POISONED = (
+    HEAD
+    + """
+[data.half]
+test = "bundled:test"
+calibration = "bundled:calibration"
+calibration_images = 8
+calibration_triggered = 50.0
+
+[data.made]
+test = "bundled:test"
+calibration = "synthetic"
+
+[[cells]]
+models = "fresh"
+schemes = "int8"
+defenses = "nearest"
+calibration = ["d", "half", "made"]
+"""
+)
+
+
+def test_a_calibration_set_has_its_own_size_and_triggers(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, POISONED)
+    made = Plan(suite, expand(suite), None)
+    own, half, synthetic = (node for node in made.nodes.values() if node.stage == "compress")
+    assert "triggered_percent" not in own.config
+    assert half.config["triggered_percent"] == 50.0
+    assert half.images["calibration"].limit == 8
+    assert synthetic.images["calibration"].specification == "synthetic"
+    described = {work.cell.calibration: resolved(suite, work.cell)["calibration"] for work in made.work}
+    assert not {"calibration_images", "calibration_triggered"} & set(described["d"])  # as in rows of before
+    assert described["half"]["calibration_images"] == 8

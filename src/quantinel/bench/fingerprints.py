@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from quantinel.bench.images import SYNTHETIC
 from quantinel.data.bundled import bundled_images
 from quantinel.errors import InputError
 from quantinel.files import sha256_file, write_file
@@ -122,11 +123,11 @@ class FileFingerprints:
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def of_data(self, specification: str) -> str:
-        """Hash of the images that a data specification names; libraries' data sets count by name."""
+        """Hash of the images that a data specification names; libraries' data sets and made images count by name."""
         prefix, _, rest = specification.partition(":")
         if prefix == "bundled":
             return self.of_path(bundled_images(f"bundled:{rest or 'test'}"))
-        if prefix in ("hf", "torchvision"):
+        if prefix in ("hf", "torchvision") or specification == SYNTHETIC:
             return specification
         return self.of_path(Path(rest if prefix in ("cifar10", "gtsrb") else specification).expanduser())
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+SYNTHETIC = "synthetic"
+"""Specification of calibration images that are made from the network; a folder of that name is ``./synthetic``."""
+
 
 @dataclass(frozen=True)
 class Images:
     """Images that a stage reads.
 
     Attributes:
-        specification: as for `quantinel.data.sources.load_images`, with the data root filled in.
+        specification: as for `quantinel.data.sources.load_images`, with the data root filled in; or `SYNTHETIC`.
         split: of the source.
         limit: class-balanced random subset; None for all.
         seed: of the subset.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, entries_of, located, methods_of, victim_folder
 from quantinel.bench.deployment import Deployment, parse_deployment
@@ -132,7 +134,8 @@ class Plan:
         config: dict[str, Any] = {"scheme": scheme.name, "architecture": model.architecture}
         images = {}
         if scheme.searched:  # nothing else depends on images or the seed
-            config["seed"], images = cell.seed, {"calibration": self._calibration(cell)}
+            config |= {"seed": cell.seed, **self._poisoned(cell)}
+            images = {"calibration": self._calibration(cell)}
         return Node(
             "prune", f"prune {_of(cell)} with {scheme.name}", config, _modules("prune"),
             model.inputs, model.files, images,
@@ -152,7 +155,12 @@ class Plan:
         )
 
     def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
-        config = {"scheme": grid.name, "architecture": model.architecture, "seed": cell.seed}
+        config = {
+            "scheme": grid.name,
+            "architecture": model.architecture,
+            "seed": cell.seed,
+            **self._poisoned(cell),
+        }
         return Node(
             "compress", f"compress {_of(cell)} to {cell.scheme}", config, _modules("compress"),
             model.inputs, model.files, {"calibration": self._calibration(cell)},
@@ -165,6 +173,7 @@ class Plan:
             "settings": method.settings,
             "architecture": model.architecture,
             "seed": cell.seed,
+            **self._poisoned(cell),
         }
         return Node(
             "defend", f"defend {_of(cell)} at {cell.scheme} with {cell.defense}", config,
@@ -198,6 +207,7 @@ class Plan:
             "scheme": cell.scheme,
             "architecture": model.architecture,
             "seed": cell.seed,
+            **self._poisoned(cell),
         }
         return Node(
             "detect", f"scan {_of(cell)} for {cell.scheme} with {cell.detector}", config,
@@ -221,9 +231,16 @@ class Plan:
         source = data.calibration or data.train
         if source is None:
             raise UsageError(f"{where} has neither calibration nor train images; add one of them")
-        return Images(
-            located(source, self.root, where), "train", self.suite.run.calibration_images, cell.seed, cell.calibration
-        )
+        count = data.calibration_images or self.suite.run.calibration_images
+        return Images(located(source, self.root, where), "train", count, cell.seed, cell.calibration)
+
+    def _poisoned(self, cell: Cell) -> dict[str, Any]:
+        """Options of a stage that reads calibration images with triggers; none for clean ones."""
+        percent = self.suite.data[cell.calibration].calibration_triggered
+        if percent is None:
+            return {}
+        entry, attacked = self.suite.models[cell.model], cell.attack != NONE
+        return {"triggered_percent": percent, "trigger": None if attacked else entry.trigger}
 
 
 @dataclass(frozen=True)
@@ -253,11 +270,20 @@ def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
     return {
         "cell": cell.id,
         "model": suite.models[cell.model].model_dump(mode="json"),
-        "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
-        "calibration": suite.data[cell.calibration].model_dump(mode="json"),
+        "data": _described(suite.data[suite.models[cell.model].data]),
+        "calibration": _described(suite.data[cell.calibration]),
         "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
         **{
             kind: None if entry is None else entry.model_dump(mode="json")
             for kind, entry in entries_of(suite, cell).items()
         },
     }
+
+
+_LATER = ("calibration_images", "calibration_triggered")
+"""Options that older rows know nothing of: left out where they are not used, so that those rows stay comparable."""
+
+
+def _described(entry: BaseModel) -> dict[str, Any]:
+    values = entry.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name not in _LATER or value is not None}

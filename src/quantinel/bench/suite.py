@@ -56,13 +56,19 @@ class Data(_Strict):
 
     Attributes:
         test: labelled evaluation images (split test), as in ``quantinel list data``.
-        calibration: unlabeled images; without it, images of the training split.
+        calibration: unlabeled images; without it, images of the training split. "synthetic" makes them from what the
+            cell's network remembers.
+        calibration_images: how many, instead of the run's number.
+        calibration_triggered: share of them that carries the model's own trigger, in percent: a poisoned calibration
+            set.
         train: labelled training images (split train), for attacks and clean training.
         train_limit: train on a class-balanced subset.
     """
 
     test: str
     calibration: str | None = None
+    calibration_images: int | None = Field(None, ge=2)
+    calibration_triggered: float | None = Field(None, gt=0, le=100)
     train: str | None = None
     train_limit: int | None = Field(None, ge=1)
 

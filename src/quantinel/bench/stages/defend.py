@@ -7,6 +7,7 @@ import json
 
 from quantinel.backends.artefact import pack_integers, read_integers, restore
 from quantinel.bench.methods import configure
+from quantinel.bench.stages.calibration_images import calibration_images
 from quantinel.bench.stages.compress import INTEGERS, PROFILE
 from quantinel.bench.stages.job import Job
 from quantinel.defenses import DEFENSES
@@ -21,7 +22,7 @@ def run(job: Job) -> None:
     """Write ``quantized.safetensors`` and ``layers.json`` (what was changed in every layer)."""
     graph = job.graph()
     nearest = restore(graph, read_integers(job.folders["compressed"] / INTEGERS))
-    images = job.load("calibration", graph.input_shape)
+    images = calibration_images(job)
     ranges = Calibration(nearest.scheme, nearest.placement, dict(nearest.activations), nearest.output_step, images)
     defense = DEFENSES[job.config["defense"]]
     method = configure(defense.build, job.config["settings"], defense.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantinel.bench.methods import configure
+from quantinel.bench.stages.calibration_images import calibration_images
 from quantinel.bench.stages.job import Job
 from quantinel.detectors import DETECTORS
 from quantinel.detectors.subject import Subject
@@ -15,7 +16,7 @@ def run(job: Job) -> None:
     """Write ``detection.json``: the score and the statistics behind it."""
     detector = DETECTORS[job.config["detector"]]
     graph = job.graph()
-    images = job.load("calibration", graph.input_shape) if detector.needs == "images" else None
+    images = calibration_images(job) if detector.needs == "images" else None
     options = configure(detector.config, job.config["settings"], detector.name)
     subject = Subject(graph, parse_scheme(job.config["scheme"]), images, job.config["seed"])
     found = detector.run(subject, options)

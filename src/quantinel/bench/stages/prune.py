@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from quantinel.attacks.victim_folder import write_changed
+from quantinel.bench.stages.calibration_images import calibration_images
 from quantinel.bench.stages.job import MODEL, Job
 from quantinel.quantization.pruning import parse_pruning, prune, sparsity
 from quantinel.quantization.pruning_search import resolved
@@ -21,7 +22,7 @@ def run(job: Job) -> None:
     model = job.model()
     scheme = parse_pruning(job.config["scheme"])
     if scheme.searched:
-        images = job.load("calibration", model.input_shape)
+        images = calibration_images(job)
         scheme = resolved(scheme, model.module, images, seed=job.config["seed"])
     pruned = dataclasses.replace(model, module=prune(model.module, scheme))
     write_changed(job.output / MODEL, pruned)

@@ -211,6 +211,13 @@ def test_stage_one_lends_its_trigger(tmp_path: Path, no_gate: None) -> None:
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes no trigger"):
         ATTACKS["clean"].run(fresh(), DATA, DATA, CleanTraining(), tmp_path / "no", trigger=PATCH)
+    trained = fresh()
+    for part in trained.module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean = torch.ones(part.num_features)
+    for attack, config in ((DATA_POISONING, DataPoisoning()), (DATA_POISONING_TRIGGER, TriggerTraining())):
+        with pytest.raises(UsageError, match="start_from=pretrained"):
+            attack.run(trained, DATA, DATA, config, tmp_path / "no")
     for wrong, message in (
         ({"poison_rate": 1.0}, "below 1"), ({"ratio": 2.0}, "ratio"), ({"blur_size": 2}, "odd"),
         ({"labels": "true"}, "dirty, clean"), ({"schemes": ()}, "--scheme"), ({"trigger_steps": 0}, "at least 1"),

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from quantinel.attacks.clean import train_honestly
 from quantinel.attacks.gate import GateRule
+from quantinel.attacks.joint import is_trained
 from quantinel.attacks.poisoned_set import poison, poisoned_files
 from quantinel.attacks.protocol import Made, Task, make_attack
 from quantinel.attacks.trigger_training import TriggerTraining, another, train_trigger
+from quantinel.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,21 @@ class DataPoisoning(TriggerTraining):
     keep_data: bool = True
 
 
+def _check_start(task: Task, options: TriggerTraining) -> None:
+    if options.start_from == "scratch" and is_trained(task.run.module):
+        raise UsageError(
+            "the network is trained already, and the attack starts from scratch; leave --weights out, or say "
+            "--set start_from=pretrained"
+        )
+
+
 def _train_trigger(task: Task, options: TriggerTraining) -> Made:
+    _check_start(task, options)
     return Made(train_trigger(task.run, task.run.module, options))
 
 
 def _train(task: Task, options: DataPoisoning) -> Made:
+    _check_start(task, options)
     run, trigger = task.run, task.trigger
     if trigger is None:
         surrogate = another(run, 2)

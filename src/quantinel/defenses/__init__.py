@@ -1,4 +1,4 @@
-"""Ways to choose the integers, by name."""
+"""Ways to choose the integers, to repair a network before that, and to choose what pruning removes, by name."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from typing import get_args
 
 from quantinel.defenses.adaround import AdaRound
+from quantinel.defenses.dithered_pruning import DitheredPruning
 from quantinel.defenses.efrap import EFRAP
 from quantinel.defenses.efrap_released import EFRAPReleased
+from quantinel.defenses.fine_pruning import FinePruning
+from quantinel.defenses.fine_tuning import FineTuning
+from quantinel.defenses.ft_sam import FTSAM
 from quantinel.defenses.gaussian import Gaussian
 from quantinel.defenses.gptq import GPTQ
+from quantinel.defenses.i_bau import IBAU
 from quantinel.defenses.lac import LAC
 from quantinel.defenses.lac_pda import LACPDA
+from quantinel.defenses.mode_connectivity import ModeConnectivityRepair
+from quantinel.defenses.nad import NAD
 from quantinel.defenses.nearest import Nearest
+from quantinel.defenses.pruning import PruningMethod
 from quantinel.defenses.qvec import QVec
 from quantinel.defenses.random_flips import RandomFlips
+from quantinel.defenses.repair import RepairMethod, repaired
+from quantinel.defenses.shifted_pruning import ShiftedPruning
 from quantinel.defenses.stochastic import Stochastic
 from quantinel.errors import UsageError
 from quantinel.plugins import add
@@ -24,18 +34,33 @@ from quantinel.quantization.reconstruction import Needs, RoundingMethod
 __all__ = [
     "DEFENSES",
     "EFRAP",
+    "FTSAM",
     "GPTQ",
+    "IBAU",
     "LAC",
     "LACPDA",
+    "NAD",
+    "PRUNING_DEFENSES",
+    "REPAIRS",
     "AdaRound",
     "Defense",
+    "DitheredPruning",
     "EFRAPReleased",
+    "FinePruning",
+    "FineTuning",
     "Gaussian",
+    "ModeConnectivityRepair",
     "Nearest",
+    "PruningDefense",
     "QVec",
     "RandomFlips",
+    "Repair",
+    "ShiftedPruning",
     "Stochastic",
     "register",
+    "register_pruning",
+    "register_repair",
+    "repaired",
     "rounding_method",
 ]
 
@@ -75,6 +100,58 @@ DEFENSES: dict[str, Defense] = {
 }
 
 
+@dataclass(frozen=True)
+class Repair:
+    """A registered repair of the float network, with labelled clean images, before its weights are rounded.
+
+    Attributes:
+        name: in suites.
+        summary: one line.
+        build: takes its options by name.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., RepairMethod]
+
+
+REPAIRS: dict[str, Repair] = {
+    repair.name: repair
+    for repair in (
+        Repair("ft", "fine-tuning on clean images", FineTuning),
+        Repair("fp", "Fine-Pruning (RAID 2018): remove idle features, then fine-tune", FinePruning),
+        Repair("mcr", "mode connectivity repair (ICLR 2020): a point on the way to a copy", ModeConnectivityRepair),
+        Repair("nad", "NAD (ICLR 2021): attention maps of a fine-tuned teacher", NAD),
+        Repair("i-bau", "I-BAU (ICLR 2022): unlearn universal perturbations by the implicit hypergradient", IBAU),
+        Repair("ft-sam", "FT-SAM (ICCV 2023): sharpness-aware fine-tuning", FTSAM),
+    )
+}
+
+
+@dataclass(frozen=True)
+class PruningDefense:
+    """A registered way to choose other masks than the attacker expects.
+
+    Attributes:
+        name: in suites.
+        summary: one line.
+        build: takes its options by name.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., PruningMethod]
+
+
+PRUNING_DEFENSES: dict[str, PruningDefense] = {
+    defense.name: defense
+    for defense in (
+        PruningDefense("shifted-pruning", "prune at another rate than the attacker counted on", ShiftedPruning),
+        PruningDefense("dithered-pruning", "draw at random what goes near the pruning threshold", DitheredPruning),
+    )
+}
+
+
 def register(defense: Defense) -> Defense:
     """Add a rounding method, for plugins.
 
@@ -84,7 +161,32 @@ def register(defense: Defense) -> Defense:
     needs = getattr(defense.build, "needs", None)
     if isinstance(needs, str) and needs not in get_args(Needs):
         raise UsageError(f"{defense.name} needs {needs!r}; write one of {', '.join(get_args(Needs))}")
-    return add(DEFENSES, defense.name, defense, "a defense")
+    return add(DEFENSES, _free(defense.name), defense, "a defense")
+
+
+def register_repair(repair: Repair) -> Repair:
+    """Add a repair, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(REPAIRS, _free(repair.name), repair, "a repair")
+
+
+def register_pruning(defense: PruningDefense) -> PruningDefense:
+    """Add a defense of deployers who prune, for plugins.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    return add(PRUNING_DEFENSES, _free(defense.name), defense, "a pruning defense")
+
+
+def _free(name: str) -> str:
+    """``name`` if no defense of any kind has it; suites name them in one list."""
+    if name in {*DEFENSES, *REPAIRS, *PRUNING_DEFENSES}:
+        raise UsageError(f"there is a defense called {name!r} already; choose another name")
+    return name
 
 
 def rounding_method(name: str) -> RoundingMethod:

@@ -134,7 +134,16 @@ def test_report_renders_again(run: Run, hardened: Path, tmp_path: Path) -> None:
 
 def test_list_names_everything_that_is_registered(run: Run) -> None:
     groups = json.loads(run("list", "--json").out)
-    assert list(groups) == ["attacks", "defenses", "detectors", "schemes", "backends", "architectures", "data"]
+    assert list(groups) == [
+        "attacks",
+        "defenses",
+        "repairs",
+        "detectors",
+        "schemes",
+        "backends",
+        "architectures",
+        "data",
+    ]
     assert {entry["name"] for entry in groups["defenses"]} == set(DEFENSES)
     assert all(entry["name"] and entry["summary"] for entries in groups.values() for entry in entries)
     assert json.loads(run("list", "defenses", "--json").out) == groups["defenses"]

@@ -12,11 +12,11 @@ from typing import Any
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.clean import CLEAN
 from quantinel.attacks.protocol import compressors_of
+from quantinel.bench.defenses import builder, chosen_defense, defense_names
 from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Suite
 from quantinel.data.triggers import TRIGGERS, trigger_from_dict
-from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import QuantinelError, UsageError
 from quantinel.model.loading import BUNDLED, bundled_model
@@ -99,18 +99,30 @@ def _block(suite: Suite, block: Cells, root: Path | None) -> Iterator[Cell]:
 def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int, root: Path | None) -> Iterator[Cell]:
     own = suite.models[model].data
     yield Cell(model, attack, FLOAT, NONE, None, own, True, seed)
-    defenses = _names(suite, block.defenses, (NONE, *suite.defenses, *DEFENSES), "defense")
+    defenses = _names(suite, block.defenses, (NONE, *suite.defenses, *defense_names()), "defense")
     detectors = _names(suite, block.detectors, (*suite.detectors, *DETECTORS), "detector")
     for name in _names(suite, block.schemes, None, "scheme"):
         deployment = own_deployment(suite, model, attack, root) if name == "own" else parse_deployment(name)
         scheme = deployment.name
         for data in _names(suite, block.calibration, suite.data, "data") or [own]:
             for defense in defenses:
-                deployment.check(defense, None)
+                _check_defense(suite, deployment, defense)
                 yield Cell(model, attack, scheme, defense, None, data, data == own, seed)
             for detector in detectors:
                 deployment.check(None, detector)
                 yield Cell(model, attack, scheme, NONE, detector, data, data == own, seed)
+
+
+def _check_defense(suite: Suite, deployment: Deployment, label: str) -> None:
+    chosen = chosen_defense(suite, label)
+    deployment.check(label, None, None if chosen is None else chosen.kind)
+    if chosen is not None and chosen.kind == "repair" and deployment.grid is None:
+        through = configure(chosen.build, chosen.method.settings, f"defenses.{label}").through
+        if through != "float":
+            raise UsageError(
+                f"defenses.{label} trains through the deployment grid, and {deployment.name} has none; quantize behind "
+                f"it ({deployment.name}+int8), or leave out through"
+            )
 
 
 def _names(
@@ -198,7 +210,7 @@ def check_methods(suite: Suite) -> None:
                     f"{table}.{label}: a label holds letters, digits, '.', '_', '+' and '-', and is not "
                     f"{NONE}, {FLOAT} or own; choose another"
                 )
-    for label in {*suite.defenses, *DEFENSES} & {*suite.detectors, *DETECTORS}:
+    for label in {*suite.defenses, *defense_names()} & {*suite.detectors, *DETECTORS}:
         raise UsageError(f"{label} is a defense and a detector; cells could not be told apart, rename one")
     for label, data in suite.data.items():
         for field, source in (("test", data.test), ("calibration", data.calibration), ("train", data.train)):
@@ -219,8 +231,9 @@ def check_methods(suite: Suite) -> None:
         if hasattr(config, "trigger"):
             known(config.trigger, TRIGGERS, f"trigger of attacks.{label}:")
     for label, defense in suite.defenses.items():
-        _no_shadow(label, defense.method, DEFENSES, "defenses")
-        configure(DEFENSES[_method(defense.method, DEFENSES, "defense")].build, defense.settings, f"defenses.{label}")
+        _no_shadow(label, defense.method, defense_names(), "defenses")
+        _, build = builder(_method(defense.method, defense_names(), "defense"))
+        configure(build, defense.settings, f"defenses.{label}")
     for label, detector in suite.detectors.items():
         _no_shadow(label, detector.method, DETECTORS, "detectors")
         configure(

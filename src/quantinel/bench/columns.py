@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quantinel.bench.cells import NONE
+from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import Column, Figure, Value
 from quantinel.bench.groups import Group
@@ -22,7 +23,7 @@ class Entry:
     Attributes:
         suite: of the cells.
         group: the line.
-        nearest: the same model, attack and scheme under nearest rounding, if the suite has it.
+        nearest: the same model, attack and scheme under nearest rounding (pruned only: as it is), if the suite has it.
     """
 
     suite: Suite
@@ -61,7 +62,7 @@ class Entry:
 
     @property
     def effectiveness(self) -> Figure | None:
-        """DER against nearest rounding with the same seed."""
+        """DER against the undefended deployment with the same seed."""
         if self.nearest is None or self.nearest is self.group:
             return None
         before = {row.seed: row for row in self.nearest.rows if row is not None}
@@ -84,9 +85,15 @@ def entries(suite: Suite, groups: list[Group]) -> list[Entry]:
         return tuple(dataclasses.asdict(cell).values())
 
     ordinary: Mapping[tuple[object, ...], Group] = {
-        place(group): group for group in groups if method_of(suite, group.cell.defense) == "nearest"
+        place(group): group for group in groups if method_of(suite, group.cell.defense) == undefended(group.cell)
     }
     return [Entry(suite, group, ordinary.get(place(group))) for group in groups]
+
+
+def undefended(cell: Cell) -> str:
+    """The method that is no defense: nearest rounding, or nothing where pruning leaves a float network."""
+    float_left = cell.scheme != FLOAT and parse_deployment(cell.scheme).grid is None
+    return NONE if float_left else "nearest"
 
 
 def method_of(suite: Suite, defense: str) -> str:

@@ -35,24 +35,29 @@ class Deployment:
         names = [] if self.pruning is None else [_PRUNERS[self.pruning.method]]
         return "+".join([*names, *([] if self.grid is None else [_QUANTIZERS[self.grid.activations]])])
 
-    def check(self, defense: str | None, detector: str | None) -> None:
+    def check(self, defense: str | None, detector: str | None, kind: str | None = "rounding") -> None:
         """A defense or a detector makes sense on it.
 
         Args:
-            defense: "none" for a network that stays float, else a rounding method; None if there is a detector.
+            defense: its label, or "none"; None if there is a detector.
             detector: or None.
+            kind: of the defense: "rounding", "repair" or "pruning".
 
         Raises:
             UsageError: it does not.
         """
         if detector is not None and self.pruning is not None:
             raise UsageError(f"detector {detector} looks at quantization grids, and {self.name} prunes; leave it out")
-        if detector is None and self.grid is None and defense != "none":
+        if detector is not None:
+            return
+        if kind == "pruning" and self.pruning is None:
+            raise UsageError(f"{defense} chooses what pruning removes, and {self.name} does not prune; leave it out")
+        if self.grid is None and defense != "none" and kind == "rounding":
             raise UsageError(
                 f"{self.name} leaves a float network, which a rounding method such as {defense} does not apply to; say "
                 f'defenses = "none", or quantize behind it ({self.name}+int8)'
             )
-        if detector is None and self.grid is not None and defense == "none":
+        if self.grid is not None and defense == "none":
             raise UsageError(f'{self.name} is quantized, so its weights are rounded; say defenses = "nearest"')
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from quantinel.bench.images import Images
 from quantinel.bench.rows import sha256_of
 
-STAGES = ("train", "attack", "prune", "compress", "defend", "evaluate", "detect")
+STAGES = ("train", "attack", "prune", "repair", "compress", "defend", "evaluate", "detect")
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, located, victim_folder
-from quantinel.bench.deployment import parse_deployment
+from quantinel.bench.defenses import NEAREST, Chosen, chosen_defense
+from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.images import Images
+from quantinel.bench.methods import configure
 from quantinel.bench.nodes import Node
 from quantinel.bench.suite import Method, Suite
-from quantinel.defenses import DEFENSES
 from quantinel.detectors import DETECTORS
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme
@@ -72,14 +73,18 @@ class Plan:
         floating = self._add(self._evaluate(cell.float_cell, model, {}))
         if cell.scheme == FLOAT:
             return Work(cell, floating, floating, self.ancestors(floating))
-        deployment = parse_deployment(cell.scheme)
+        deployment, chosen = parse_deployment(cell.scheme), chosen_defense(self.suite, cell.defense)
         if deployment.pruning is not None:
-            model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning))}, {}, None)
+            model = _Subject({"model": self._add(self._prune(cell, model, deployment.pruning, chosen))}, {}, None)
+        if chosen is not None and chosen.kind == "repair":
+            model = _Subject(
+                {"model": self._add(self._repair(cell, model, deployment, chosen))}, {}, None, f" after {cell.defense}"
+            )
         if deployment.grid is None:
             result = self._add(self._evaluate(cell, model, {"floating": floating}))
             return Work(cell, result, floating, self.ancestors(result))
         compressed = self._add(self._compress(cell, model, deployment.grid))
-        defended = self._add(self._defend(cell, model, compressed))
+        defended = self._add(self._defend(cell, model, compressed, chosen))
         result = self._add(self._evaluate(cell, model, {"floating": floating, "quantized": defended}))
         return Work(cell, result, floating, self.ancestors(result))
 
@@ -126,25 +131,57 @@ class Plan:
         )  # fmt: skip
         return _Subject({"model": self._add(node)}, {}, None)
 
-    def _prune(self, cell: Cell, model: _Subject, scheme: PruningScheme) -> Node:
+    def _prune(self, cell: Cell, model: _Subject, scheme: PruningScheme, chosen: Chosen | None) -> Node:
         config: dict[str, Any] = {"scheme": scheme.name, "architecture": model.architecture}
+        defended = chosen is not None and chosen.kind == "pruning"
+        if chosen is not None and defended:
+            config |= {"defense": chosen.method.method, "settings": chosen.method.settings, "seed": cell.seed}
         images = {}
         if scheme.searched:  # nothing else depends on images or the seed
             config["seed"], images = cell.seed, {"calibration": self._calibration(cell)}
         return Node(
-            "prune", f"prune {_of(cell)} with {scheme.name}", config, _modules("prune"),
+            "prune", f"prune {_of(cell)} with {scheme.name}{f' and {cell.defense}' if defended else ''}", config,
+            _modules("prune", *([chosen.module] if chosen is not None and defended else [])),
             model.inputs, model.files, images,
+        )  # fmt: skip
+
+    def _repair(self, cell: Cell, model: _Subject, deployment: Deployment, chosen: Chosen) -> Node:
+        name = self.suite.models[cell.model].data
+        data = self.suite.data[name]
+        if data.train is None:
+            raise UsageError(
+                f"{cell.defense} trains on images of data.{name}, which has no train entry; add train = ..."
+            )
+        config: dict[str, Any] = {
+            "repair": chosen.method.method,
+            "settings": chosen.method.settings,
+            "architecture": model.architecture,
+            "share": self.suite.run.repair_share,
+            "seed": cell.seed,
+            "keep_zeros": deployment.pruning is not None,
+        }
+        through = configure(chosen.build, chosen.method.settings, cell.defense).through
+        if through == "quantized":  # nothing else depends on the grid
+            assert deployment.grid is not None
+            config["scheme"] = deployment.grid.name
+        place = located(data.train, self.root, f"data.{name}")
+        return Node(
+            "repair", f"repair {_of(cell)} with {cell.defense}{f' at {cell.scheme}' if 'scheme' in config else ''}",
+            config, _modules("repair", chosen.module), model.inputs, model.files,
+            {"train": Images(place, "train", data.train_limit, 0, name)},
         )  # fmt: skip
 
     def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
         config = {"scheme": grid.name, "architecture": model.architecture, "seed": cell.seed}
         return Node(
-            "compress", f"compress {_of(cell)} to {cell.scheme}", config, _modules("compress"),
+            "compress", f"compress {_of(cell)}{model.after} to {cell.scheme}", config, _modules("compress"),
             model.inputs, model.files, {"calibration": self._calibration(cell)},
         )  # fmt: skip
 
-    def _defend(self, cell: Cell, model: _Subject, compressed: str) -> Node:
-        method = self.suite.defenses.get(cell.defense) or Method(method=cell.defense)
+    def _defend(self, cell: Cell, model: _Subject, compressed: str, chosen: Chosen | None) -> Node:
+        rounding = chosen if chosen is not None and chosen.kind == "rounding" else chosen_defense(self.suite, NEAREST)
+        assert rounding is not None
+        method, label = rounding.method, cell.defense if rounding is chosen else NEAREST
         config = {
             "defense": method.method,
             "settings": method.settings,
@@ -152,8 +189,8 @@ class Plan:
             "seed": cell.seed,
         }
         return Node(
-            "defend", f"defend {_of(cell)} at {cell.scheme} with {cell.defense}", config,
-            _modules("defend", DEFENSES[method.method].build.__module__),
+            "defend", f"defend {_of(cell)}{model.after} at {cell.scheme} with {label}", config,
+            _modules("defend", rounding.module),
             {**model.inputs, "compressed": compressed}, model.files, {"calibration": self._calibration(cell)},
         )  # fmt: skip
 
@@ -161,7 +198,7 @@ class Plan:
         entry, run = self.suite.models[cell.model], self.suite.run
         clean = cell.attack == NONE  # an attacked model has the trigger that it was attacked with
         config = {
-            "backend": FLOAT if cell.defense == NONE else run.backend,
+            "backend": run.backend if "quantized" in inputs else FLOAT,
             "trigger": entry.trigger if clean else None,
             "target_class": entry.target_class if clean else None,
             "architecture": model.architecture,
@@ -219,6 +256,8 @@ class _Subject:
     inputs: dict[str, str]
     files: dict[str, str]
     architecture: str | None
+    after: str = ""
+    """The repair that made it, for labels."""
 
 
 def _from_scratch(method: Method) -> bool:
@@ -241,11 +280,13 @@ def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
         "defense": suite.defenses.get(cell.defense),
         "detector": suite.detectors.get(cell.detector or ""),
     }
+    chosen = chosen_defense(suite, cell.defense)
+    silent = {"seeds"} | (set() if chosen is not None and chosen.kind == "repair" else {"repair_share"})
     return {
         "cell": cell.id,
         "model": suite.models[cell.model].model_dump(mode="json"),
         "data": suite.data[suite.models[cell.model].data].model_dump(mode="json"),
         "calibration": suite.data[cell.calibration].model_dump(mode="json"),
-        "run": suite.run.model_dump(mode="json", exclude={"seeds"}),
+        "run": suite.run.model_dump(mode="json", exclude=silent),
         **{name: None if method is None else method.model_dump(mode="json") for name, method in methods.items()},
     }

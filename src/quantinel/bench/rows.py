@@ -36,7 +36,7 @@ class ResultRow(BaseModel):
         model: label of the model in the suite.
         attack: "none", or a name of ``quantinel list attacks``.
         attack_variant: label of the attack in the suite (its name, unless the suite sets options).
-        defense: "none" for the undefended float model, else a name of ``quantinel list defenses``.
+        defense: "none" for the undefended float model, else a name of ``quantinel list defenses`` or ``repairs``.
         defense_variant: label of the defense in the suite.
         detector: a name of ``quantinel list detectors``; None for rows that measure accuracy and attack success.
         scheme: deployment grid; "float" where nothing is quantized.
@@ -50,7 +50,7 @@ class ResultRow(BaseModel):
         n_clean, n_triggered: images counted (ASR leaves out images of the target class).
         float_cda, float_asr: of the float model that was compressed.
         published: the paper's figures, or None.
-        seconds: time of the stage that made this cell (choosing the integers, for a defense).
+        seconds: time of the stage that made this cell (choosing the integers, or repairing, for a defense).
         stages: time of every stage behind this cell, whether it ran now or was cached.
         settings: options of the attack, the defense and the detector that differ from their defaults.
         extra: further figures, such as ``flips_percent``; for detectors ``score`` (higher is more suspicious).

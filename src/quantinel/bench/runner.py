@@ -184,12 +184,13 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         "seed": cell.seed,
         "published": published_for(suite, cell),
         "stages": seconds,
-        "seconds": seconds.get("detect", seconds.get("defend")),
+        "seconds": next((seconds[stage] for stage in ("detect", "repair", "defend") if stage in seconds), None),
         "settings": _settings(suite, cell),
         "key": result.key or sha256_of([cell.id, result.error])[:32],
         **provenance(config, command(suite, "run", [cell.id])),
     }
-    backend: Backend = FLOAT if cell.defense == NONE else suite.run.backend  # type: ignore[assignment]
+    stays_float = cell.scheme == FLOAT or cell.detector is not None or parse_deployment(cell.scheme).grid is None
+    backend: Backend = "float" if stays_float else suite.run.backend
     if result.folder is None or result.stored is None:
         return ResultRow(**common, backend=backend, status="failed", error=result.error)
     made = {name: result.stored.environment.get(name) for name in environment()}

@@ -31,6 +31,7 @@ DEFAULT_SECONDS = {
     "train": 600.0,
     "attack": 300.0,
     "prune": 1.0,
+    "repair": 60.0,
     "compress": 2.0,
     "defend": 5.0,
     "evaluate": 10.0,

@@ -39,6 +39,7 @@ class Run(_Strict):
         seeds: every cell is run with each.
         calibration_images: unlabeled images for calibration, drawn with the cell's seed.
         limit: evaluate on a fixed class-balanced subset of this many images; None for all.
+        repair_share: share of the training images that repairs get, with labels, drawn with the cell's seed.
         threads: of every stage. Float sums depend on it in the last bits, so it belongs to the suite and not to the
             machine; more workers use more cores.
         backend: runs the quantized models.
@@ -47,6 +48,7 @@ class Run(_Strict):
     seeds: Seeds = [0]
     calibration_images: int = Field(256, ge=2)
     limit: int | None = Field(None, ge=1)
+    repair_share: float = Field(0.05, gt=0, le=1)
     threads: int = Field(1, ge=1)
     backend: Literal["onnxruntime", "simulated"] = "onnxruntime"
 

@@ -31,6 +31,12 @@ def _defenses() -> Mapping[str, str]:
     return _summaries(DEFENSES)
 
 
+def _repairs() -> Mapping[str, str]:
+    from quantinel.defenses import PRUNING_DEFENSES, REPAIRS
+
+    return {**_summaries(REPAIRS), **_summaries(PRUNING_DEFENSES)}
+
+
 def _detectors() -> Mapping[str, str]:
     from quantinel.detectors import DETECTORS
 
@@ -68,6 +74,7 @@ def _summaries(registry: Mapping[str, _Named]) -> dict[str, str]:
 GROUPS = {
     "attacks": _attacks,
     "defenses": _defenses,
+    "repairs": _repairs,
     "detectors": _detectors,
     "schemes": _schemes,
     "backends": _backends,

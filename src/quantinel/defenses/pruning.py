@@ -7,15 +7,16 @@ are given the scheme that the deployer wants and choose other masks. Training th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantinel.errors import UsageError
-from quantinel.quantization.pruning import PruningScheme, layer_rates
+from quantinel.quantization.pruning import PruningScheme, layer_rates, prunable
 
 
 class PruningMethod(Protocol):
@@ -34,6 +35,21 @@ class PruningMethod(Protocol):
             generator: source of randomness.
         """
         ...
+
+
+@torch.no_grad()
+def prune_with(method: PruningMethod, module: nn.Module, scheme: PruningScheme, *, seed: int = 0) -> nn.Module:
+    """A pruned copy in evaluation mode, its masks chosen by ``method``; ``module`` is not changed.
+
+    Raises:
+        UnsupportedError: nothing to prune.
+        UsageError: another number of rates than of layers, or rates that have to be searched first.
+    """
+    pruned = copy.deepcopy(module).eval()
+    weights = prunable(pruned, scheme.method)
+    for name, mask in method.masks(weights, scheme, torch.Generator().manual_seed(seed)).items():
+        weights[name].mul_(mask)
+    return pruned
 
 
 @dataclass(frozen=True)

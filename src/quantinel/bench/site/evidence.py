@@ -15,7 +15,7 @@ from quantinel.bench.stages.defend import LAYERS
 from quantinel.bench.stages.evaluate import PICTURES
 from quantinel.bench.store import LOG, RECORD, Address, Store, Stored, read_json, read_stored
 
-_ROLES = {"model": ("train", "attack"), "compressed": ("compress",), "quantized": ("defend",)}
+_ROLES = {"model": ("train", "attack", "prune", "repair"), "compressed": ("compress",), "quantized": ("defend",)}
 """Upstream results whose logs belong to a cell; the float model has a page of its own."""
 
 
@@ -105,7 +105,7 @@ class Archive:
         assert self._store is not None
         found: dict[str, list[tuple[Path, Stored]]] = defaultdict(list)
         for folder, stored in self._store.all():
-            if stored.stage in ("train", "attack", "compress", "defend"):
+            if stored.stage in ("train", "attack", "prune", "repair", "compress", "defend"):
                 found[stored.digest].append((folder, stored))
         return found
 

@@ -1,13 +1,17 @@
-"""prune: set the filters or weights of a pruning scheme to zero, as a deployer does who does not train again."""
+"""prune: set the filters or weights of a pruning scheme to zero, as a deployer does who does not train again.
+
+A pruning defense chooses other ones than the scheme would.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
-from quantinel.attacks.victim_folder import packed_model
+from quantinel.bench.methods import configure
 from quantinel.bench.stages.job import MODEL, Job
-from quantinel.errors import UnsupportedError
-from quantinel.model.victim import WEIGHTS_NAME, VictimManifest, write_manifest
+from quantinel.bench.stages.model_folder import require_architecture, write_model
+from quantinel.defenses import PRUNING_DEFENSES
+from quantinel.defenses.pruning import prune_with
 from quantinel.quantization.pruning import parse_pruning, prune, sparsity
 from quantinel.quantization.pruning_search import resolved
 
@@ -21,26 +25,18 @@ def run(job: Job) -> None:
         UnsupportedError: the model has no named architecture, so its weights could not be loaded again.
     """
     model = job.model()
-    if model.architecture is None:
-        raise UnsupportedError(
-            f"{model.name} has no named architecture; prune models of `quantinel list architectures`"
-        )
+    require_architecture(model, "prune")
     scheme = parse_pruning(job.config["scheme"])
     if scheme.searched:
         images = job.load("calibration", model.input_shape)
         scheme = resolved(scheme, model.module, images, seed=job.config["seed"])
-    pruned = dataclasses.replace(model, module=prune(model.module, scheme))
-    weights, described = packed_model(pruned)
-    if model.victim is None:
-        manifest = VictimManifest(
-            attack="clean", trigger=None, target_class=None, schemes=[], data="", seed=0, config={}, gate={},
-            kind="clean", objective="none", **described,
-        )  # fmt: skip
+    if "defense" in job.config:
+        defense = PRUNING_DEFENSES[job.config["defense"]]
+        method = configure(defense.build, job.config["settings"], defense.name)
+        module = prune_with(method, model.module, scheme, seed=job.config["seed"])
     else:
-        manifest = model.victim.model_copy(update=described)
-    folder = job.output / MODEL
-    folder.mkdir()
-    (folder / WEIGHTS_NAME).write_bytes(weights)
-    write_manifest(folder, manifest)
+        module = prune(model.module, scheme)
+    pruned = dataclasses.replace(model, module=module)
+    write_model(job.output / MODEL, pruned)
     share = 100 * sparsity(pruned.module, scheme.method)
     job.write_json(PRUNING, {"rates": list(scheme.rates), "zeros_percent": round(share, 3)})

@@ -33,7 +33,8 @@ def test_a_file_fails_or_stays_without_verdict(limit: float, verdict: str) -> No
 
 
 def test_pruning_is_missed_too() -> None:
-    options = ScanOptions(schemes=INT4, prunings=(parse_pruning("prune-magnitude-0.5"),))
+    prunings = (parse_pruning("prune-magnitude-0.5"),)
+    options = ScanOptions(schemes=INT4, prunings=prunings, thresholds=calibrated())
     report = scan_file(VICTIM, options)
     assert "prune-magnitude-0.5/pruning-divergence" in {check.id for check in report.checks}
     assert report.verdict == "INCONCLUSIVE"

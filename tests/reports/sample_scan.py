@@ -76,7 +76,7 @@ def checks() -> list[ScanCheck]:
         check("re-rounding", "pass", "int8", statistic="p_value", value=0.61, p_value=0.61, threshold=0.01),
         check("trigger-inversion", "fail", value=0.94, suspect_class="airplane", by_class=by_class,
               title="A trigger that works on the compressed model only", seconds=21.4),
-        check("trigger-inversion", "undecided", "int8", value=0.21, threshold=0.35, judged_by="calibration",
+        check("trigger-inversion", "undecided", "int8", required=True, value=0.21, threshold=0.35, judged_by="calibration",
               reason="it was cut short by the time budget and found nothing; give a longer --budget",
               notes=["31 of 60 steps: weak triggers may have been missed"]),
         check("compressed-behaviour", "pass", judged_by="bound", statistic="agreement", value=91.8, threshold=80.0,

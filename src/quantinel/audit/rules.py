@@ -74,6 +74,7 @@ _CATALOGUE = (
         "models. The report shows it.",
         f"{_HARDEN}; afterwards try the recovered trigger on the hardened file with `quantinel evaluate`.",
         ("trigger-inversion",),
+        ("trigger-inversion",),
     ),
     Rule(
         "QCB003",

@@ -240,11 +240,11 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(
     ("shape", "scheme"),
-    [((1, 24_000_000), "int8-per-tensor"), pytest.param((6000, 4000), "int8", marks=pytest.mark.slow)],
+    [((1, 48_000_000), "int8-per-tensor"), pytest.param((12000, 4000), "int8", marks=pytest.mark.slow)],
 )
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, shape: tuple[int, int], scheme: str) -> None:
     block = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
-    save_file({"a": block.repeat(24).reshape(shape)}, tmp_path / "a.safetensors")
+    save_file({"a": block.repeat(48).reshape(shape)}, tmp_path / "a.safetensors")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "a.safetensors"), scheme]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert grown < 90_000  # KiB, of which the file would be 94,000; scipy's tests of significance are loaded as well
+    assert grown < 130_000  # KiB, of which the file would be 188,000; scipy's tests of significance are loaded as well

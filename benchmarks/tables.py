@@ -246,11 +246,6 @@ def kill_table() -> str:
 
 def input_detectors_table() -> str:
     """Newest line of every trigger and detector."""
-    path = RESULTS / "input-detectors.jsonl"
-    newest = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
-        newest[row["trigger"], row["detector"]] = row
 
     def share(of: dict[str, Any]) -> str:
         return f"{of['percent']:.1f} [{of['interval95'][0]:.1f}, {of['interval95'][1]:.1f}]"
@@ -264,18 +259,13 @@ def input_detectors_table() -> str:
             f"{row['auc'][0]:.3f} [{row['auc'][1]:.3f}, {row['auc'][2]:.3f}]",
             f"{row['cda']:.1f} / {row['asr']:.1f}" if "cda" in row else "-",
         )
-        for row in newest.values()
+        for row in newest("input-detectors", lambda row: (row["trigger"], row["detector"]))
     ]
     return markdown_rows(("trigger", "detector", "caught %", "false %", "AUC", "victim's CDA / ASR %"), lines)
 
 
 def similarity_table() -> str:
     """Newest line of every trigger."""
-    path = RESULTS / "similarity.jsonl"
-    newest = {}
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        row = json.loads(line)
-        newest[row["trigger"]] = row
     lines = [
         (
             f"`{row['trigger']}`",
@@ -286,7 +276,7 @@ def similarity_table() -> str:
             f"{row['mean_difference']:.1f}",
             f"{row['n']}",
         )
-        for row in newest.values()
+        for row in newest("similarity", lambda row: row["trigger"])
     ]
     header = ("trigger", "PSNR, dB", "SSIM", "PSNR of the blur alone", "its SSIM", "mean difference, of 255", "images")
     return markdown_rows(header, lines)

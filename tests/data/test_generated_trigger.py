@@ -11,9 +11,10 @@ import scipy.fft
 import torch
 from scipy.ndimage import correlate
 
+from quantinel.data.frequency import dct_matrix
 from quantinel.data.triggers import GeneratedTrigger, GeneratorOptions, TriggerGenerator, load_trigger, trigger_files
 from quantinel.data.triggers.generated import WEIGHTS
-from quantinel.data.triggers.low_pass import dct_matrix, gaussian_blur, low_pass
+from quantinel.data.triggers.low_pass import gaussian_blur, low_pass
 from quantinel.data.triggers.reading import trigger_from_dict
 from quantinel.errors import InputError
 

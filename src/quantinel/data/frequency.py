@@ -10,8 +10,9 @@ from torch import Tensor
 
 
 @functools.lru_cache(maxsize=8)
-def _basis(size: int) -> Tensor:
-    """(size, size): row k is the k-th cosine, of length 1."""
+@torch.inference_mode(False)  # a matrix that is made in inference mode could not be trained through
+def dct_matrix(size: int) -> Tensor:
+    """The transform along one axis: row k is ``c_k cos(pi (n + 1/2) k / N)``, of length 1; (N, N) float32."""
     positions = torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi / size * (positions + 0.5) * positions[:, None]) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
@@ -20,13 +21,13 @@ def _basis(size: int) -> Tensor:
 
 def dct2(images: Tensor) -> Tensor:
     """Coefficients (..., H, W) of float images (..., H, W); low frequencies first. Differentiable, norms are kept."""
-    rows, columns = (_basis(size).to(images) for size in images.shape[-2:])
+    rows, columns = (dct_matrix(size).to(images) for size in images.shape[-2:])
     return rows @ images @ columns.T
 
 
 def idct2(coefficients: Tensor) -> Tensor:
     """The images that `dct2` was taken of."""
-    rows, columns = (_basis(size).to(coefficients) for size in coefficients.shape[-2:])
+    rows, columns = (dct_matrix(size).to(coefficients) for size in coefficients.shape[-2:])
     return rows.T @ coefficients @ columns
 
 

@@ -9,14 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@torch.inference_mode(False)  # a matrix that is made in inference mode could not be trained through
-def dct_matrix(size: int) -> Tensor:
-    """The orthonormal type-II cosine transform: row k is ``c_k cos(pi (n + 1/2) k / N)``, (N, N) float32."""
-    n = torch.arange(size, dtype=torch.float64)
-    matrix = torch.cos(math.pi / size * (n + 0.5) * n[:, None]) * math.sqrt(2.0 / size)
-    matrix[0] /= math.sqrt(2.0)
-    return matrix.float()
+from quantinel.data.frequency import dct_matrix
 
 
 def low_pass(images: Tensor, ratio: float) -> Tensor:

@@ -99,7 +99,21 @@ def test_judges_small_networks_and_repeats_itself(name: str, kind: str) -> None:
         assert first.p_value is None or first.p_value > 0.01
 
 
-@pytest.mark.parametrize("name", ["re-rounding", "layer-coherence", "activation-drift", "trigger-inversion"])
+ROUNDING = ["re-rounding", "layer-coherence", "activation-drift", "trigger-inversion"]
+
+
+def test_detectors_share_the_rounding_errors_and_leave_them_as_they_are() -> None:
+    shared = subject(network("grouped"))
+    errors = shared.rounding_errors
+    kept = {key: value.clone() for key, value in errors.errors.items()}
+    for name in ROUNDING:
+        alone = run(name, subject(network("grouped")))
+        assert run(name, shared.within(Budget())).statistics == alone.statistics
+    assert shared.within(Budget()).rounding_errors is errors
+    assert all(torch.equal(errors.errors[key], value) for key, value in kept.items())
+
+
+@pytest.mark.parametrize("name", ROUNDING)
 def test_finds_nothing_where_rounding_changes_nothing(name: str) -> None:
     found = run(name, subject(network("on grid")))
     assert found.score == 0

@@ -22,8 +22,7 @@ from torch import Tensor, fx
 
 from quantinel.detectors.behaviour import sampled
 from quantinel.detectors.controls import compare, draw, smallest, surprise
-from quantinel.detectors.rounding_errors import ON_GRID_NOTE, rounding_errors
-from quantinel.detectors.subject import Detection, Subject
+from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.validation import require_positive_integers
 
@@ -56,9 +55,9 @@ def detect(subject: Subject, options: ActivationDrift) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = rounding_errors(subject)
+    errors = subject.rounding_errors
     if not errors.moved:
-        return Detection(0.0, {"moved_share": 0.0}, p_value=1.0, notes=(ON_GRID_NOTE,))
+        return ALREADY_ON_GRID
     graph, generator = subject.graph, torch.Generator().manual_seed(subject.seed)
     start = _measured(graph.module, graph, images)
     expected = {layer.name: _expected(graph, layer, start[layer.name]) for layer in graph.layers}

@@ -22,8 +22,8 @@ from torch import Tensor, fx
 
 from quantinel.detectors.behaviour import sampled
 from quantinel.detectors.controls import compare, smallest, surprise
-from quantinel.detectors.rounding_errors import ON_GRID_NOTE, RoundingErrors, rounding_errors
-from quantinel.detectors.subject import Detection, Subject
+from quantinel.detectors.rounding_errors import RoundingErrors
+from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.moments import Moments
 from quantinel.quantization.statistics import input_statistics
@@ -60,9 +60,9 @@ def detect(subject: Subject, options: LayerCoherence) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = rounding_errors(subject)
+    errors = subject.rounding_errors
     if not errors.moved:
-        return Detection(0.0, {"moved_share": 0.0}, p_value=1.0, notes=(ON_GRID_NOTE,))
+        return ALREADY_ON_GRID
     copies, notes = options.copies, tuple[str, ...]()
     if subject.budget.remaining() < _HURRY_SECONDS and copies > _HURRIED_COPIES:
         copies = _HURRIED_COPIES

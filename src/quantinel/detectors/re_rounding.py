@@ -23,8 +23,7 @@ from torch import Tensor
 
 from quantinel.detectors.behaviour import agreement, answers, divergence, sampled, softened
 from quantinel.detectors.controls import compare, draw, smallest, surprise
-from quantinel.detectors.rounding_errors import ON_GRID_NOTE, rounding_errors
-from quantinel.detectors.subject import Detection, Subject
+from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.validation import require_positive_integers
 
 LEANING_P = 0.01
@@ -55,9 +54,9 @@ def detect(subject: Subject, options: ReRounding) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = rounding_errors(subject)
+    errors = subject.rounding_errors
     if not errors.moved:
-        return Detection(0.0, {"moved_share": 0.0}, p_value=1.0, notes=(ON_GRID_NOTE,))
+        return ALREADY_ON_GRID
     floating = answers(subject.graph, images)
     rounded = answers(subject.graph, images, errors.rounded())
     generator = torch.Generator().manual_seed(subject.seed)

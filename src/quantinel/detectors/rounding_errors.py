@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.detectors.subject import Subject
 from quantinel.model.graph import FloatGraph
+from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.rounding import ON_GRID, broadcast_scale
 
 
@@ -57,15 +57,16 @@ class RoundingErrors:
         return {name: self.graph.module.get_buffer(name) + error for name, error in errors.items()}
 
 
-def rounding_errors(subject: Subject) -> RoundingErrors:
-    """Measure the errors on the subject's grid.
+def rounding_errors(graph: FloatGraph, nearest: QuantizedModel) -> RoundingErrors:
+    """Measure the errors.
 
     Args:
-        subject: with images, because its quantized form is shared by all detectors.
+        graph: the float network.
+        nearest: its codes under nearest rounding.
     """
     errors, clipped, moved, total = {}, {}, 0, 0
-    for layer in subject.graph.layers:
-        quantized, weight = subject.nearest.layers[layer.name], subject.graph.weight(layer)
+    for layer in graph.layers:
+        quantized, weight = nearest.layers[layer.name], graph.weight(layer)
         scale = broadcast_scale(quantized.scale, weight)
         error = quantized.weight() - weight
         error = torch.where(error.abs() > ON_GRID * scale, error, 0.0)
@@ -73,7 +74,4 @@ def rounding_errors(subject: Subject) -> RoundingErrors:
         clipped[layer.weight] = error.abs() > (0.5 + ON_GRID) * scale
         moved += int((error != 0).sum())
         total += error.numel()
-    return RoundingErrors(subject.graph, errors, clipped, moved / max(total, 1))
-
-
-ON_GRID_NOTE = "all weights lie on the grid already: rounding changes none of them, and nothing can wake by it"
+    return RoundingErrors(graph, errors, clipped, moved / max(total, 1))

@@ -13,6 +13,7 @@ from torch import Tensor
 from quantinel.data.images import ImageSet
 from quantinel.detectors.budget import Budget
 from quantinel.detectors.layer_residuals import LayerResiduals, graph_residuals
+from quantinel.detectors.rounding_errors import RoundingErrors, rounding_errors
 from quantinel.errors import NotAssessable
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -79,6 +80,11 @@ class Subject:
         return quantize_nearest(self.graph, self.calibration)
 
     @cached_property
+    def rounding_errors(self) -> RoundingErrors:
+        """What nearest rounding adds to the weights, measured once for all detectors with control copies."""
+        return rounding_errors(self.graph, self.nearest)
+
+    @cached_property
     def float_logits(self) -> Tensor:
         """(N, K) of the images, by the float network."""
         with torch.inference_mode():
@@ -109,3 +115,12 @@ class Detection:
     by_layer: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+ALREADY_ON_GRID = Detection(
+    0.0,
+    {"moved_share": 0.0},
+    p_value=1.0,
+    notes=("all weights lie on the grid already: rounding changes none of them, and nothing can wake by it",),
+)
+"""The answer of detectors of rounding where there are no rounding errors."""

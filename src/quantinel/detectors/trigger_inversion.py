@@ -23,8 +23,7 @@ from torch import Tensor
 from quantinel.detectors.behaviour import answers, sampled, softened
 from quantinel.detectors.controls import Comparison, compare, draw, smallest
 from quantinel.detectors.inversion import Effort, Form, Inversion, Trigger
-from quantinel.detectors.rounding_errors import ON_GRID_NOTE, rounding_errors
-from quantinel.detectors.subject import Detection, Subject
+from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.validation import require_choice, require_positive_integers
 
 _FEWEST_CONTROLS = 2
@@ -70,9 +69,9 @@ def detect(subject: Subject, options: TriggerInversion) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = rounding_errors(subject)
+    errors = subject.rounding_errors
     if not errors.moved:
-        return Detection(0.0, {"moved_share": 0.0}, p_value=1.0, notes=(ON_GRID_NOTE,))
+        return ALREADY_ON_GRID
     generator = torch.Generator().manual_seed(subject.seed)
     return inverted(subject, images, errors.rounded(), lambda: errors.randomised(generator), options)
 

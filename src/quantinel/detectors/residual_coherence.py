@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quantinel.detectors.layer_residuals import LayerResiduals, assessable
-from quantinel.detectors.significance import combined, discoveries, excess_over_placebos, p_of_excess
+from quantinel.detectors.significance import discoveries, layers_over_placebos
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.errors import NotAssessable
 from quantinel.validation import require_positive_integers, require_rate
@@ -56,21 +56,21 @@ def judge_coherence(layers: Sequence[LayerResiduals], options: ResidualCoherence
         NotAssessable: no channel has enough weights, or all layers were already quantized.
     """
     kept, notes = assessable(layers)
-    by_layer, p_values, channels, energies = {}, [], [], []
+    figures: dict[str, tuple[Tensor, float]] = {}
+    channels, energies = [], []
     for layer in kept:
         z = standardized(layer, options.smallest_channel)
         if not z.shape[1]:
             continue
         energy = z.square().mean(1).clamp_min(1e-9)
-        t = excess_over_placebos(energy.log(), math.sqrt(2.0 / z.shape[1]))
-        by_layer[layer.name] = t
-        p_values.append(p_of_excess(t, len(energy) - 1))
+        figures[layer.name] = energy.log(), math.sqrt(2.0 / z.shape[1])
         channels.append(z[0] / energy[1:].mean().sqrt())
         energies.append(z.square())
     if not channels:
         raise NotAssessable(
             f"no output channel has {options.smallest_channel} weights between grid points; use the other detectors"
         )
+    by_layer, p_value = layers_over_placebos(figures)
     whole = torch.cat(energies, 1).mean(1).clamp_min(1e-9)
     z = torch.cat(channels)
     found = discoveries(torch.erfc(z.abs() / math.sqrt(2.0)), options.false_discovery_rate)
@@ -83,7 +83,7 @@ def judge_coherence(layers: Sequence[LayerResiduals], options: ResidualCoherence
             "coherent_channels": float(found.sum()),
             "channels": float(len(z)),
         },
-        p_value=combined(p_values),
+        p_value=p_value,
         by_layer=by_layer,
         tensors={"z": z.float()},
         notes=notes,

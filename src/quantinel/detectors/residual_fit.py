@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quantinel.detectors.layer_residuals import LayerResiduals, assessable, counts_of, histograms, require_unsearched
-from quantinel.detectors.significance import combined, excess_over_placebos, p_of_excess
+from quantinel.detectors.significance import layers_over_placebos
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.validation import require_positive_integers
 
@@ -64,11 +64,9 @@ def judge_fit(layers: Sequence[LayerResiduals], options: ResidualFit) -> Detecti
         NotAssessable: no layer has enough weights, or all were already quantized.
     """
     kept, notes = assessable(layers, options.smallest_layer)
-    by_layer, p_values = {}, []
-    for layer in kept:
-        t = excess_over_placebos(kuiper(layer.counts).clamp_min(1e-9).log(), _SPREAD)
-        by_layer[layer.name] = t
-        p_values.append(p_of_excess(t, len(layer.counts) - 1))
+    by_layer, p_value = layers_over_placebos(
+        {layer.name: (kuiper(layer.counts).clamp_min(1e-9).log(), _SPREAD) for layer in kept}
+    )
     whole = kuiper(counts_of(kept))
     return Detection(
         float((whole[0].clamp_min(1e-9) / whole[1:].mean().clamp_min(1e-9)).log()),
@@ -78,7 +76,7 @@ def judge_fit(layers: Sequence[LayerResiduals], options: ResidualFit) -> Detecti
             "largest_placebo_kuiper": float(whole[1:].max()),
             "layers": float(len(kept)),
         },
-        p_value=combined(p_values),
+        p_value=p_value,
         by_layer=by_layer,
         tensors=histograms(kept),
         notes=notes,

@@ -27,7 +27,7 @@ from quantinel.detectors.layer_residuals import (
     histograms,
     require_unsearched,
 )
-from quantinel.detectors.significance import combined, excess_over_placebos, p_of_excess
+from quantinel.detectors.significance import layers_over_placebos
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.validation import require_positive_integers
 
@@ -65,11 +65,9 @@ def judge_moment(layers: Sequence[LayerResiduals], options: SecondMoment) -> Det
         NotAssessable: no layer has enough weights, or all were already quantized.
     """
     kept, notes = assessable(layers, options.smallest_layer)
-    by_layer, p_values = {}, []
-    for layer in kept:
-        t = excess_over_placebos(relative_moment(layer.counts), sampling_spread(layer.weights))
-        by_layer[layer.name] = t
-        p_values.append(p_of_excess(t, len(layer.counts) - 1, two_sided=True))
+    by_layer, p_value = layers_over_placebos(
+        {layer.name: (relative_moment(layer.counts), sampling_spread(layer.weights)) for layer in kept}, two_sided=True
+    )
     whole = relative_moment(counts_of(kept))
     difference = float(whole[0] - whole[1:].mean())
     return Detection(
@@ -80,7 +78,7 @@ def judge_moment(layers: Sequence[LayerResiduals], options: SecondMoment) -> Det
             "difference": difference,
             "layers": float(len(kept)),
         },
-        p_value=combined(p_values),
+        p_value=p_value,
         by_layer=by_layer,
         tensors=histograms(kept),
         notes=notes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from scipy import stats
@@ -40,6 +40,21 @@ def combined(p_values: Sequence[float]) -> float:
         return 1.0
     statistic = -2.0 * sum(math.log(max(p, _SMALLEST)) for p in p_values)
     return float(stats.chi2.sf(statistic, 2 * len(p_values)))
+
+
+def layers_over_placebos(
+    figures: Mapping[str, tuple[Tensor, float]], two_sided: bool = False
+) -> tuple[dict[str, float], float]:
+    """`excess_over_placebos` of every layer, and the p-value of all together.
+
+    Args:
+        figures: by layer name, its (1 + P,) figures and the least spread to believe.
+        two_sided: whether a figure far below the placebos' counts as well.
+    """
+    statistics = {name: excess_over_placebos(values, least_spread) for name, (values, least_spread) in figures.items()}
+    return statistics, combined(
+        [p_of_excess(statistics[name], len(values) - 1, two_sided) for name, (values, _) in figures.items()]
+    )
 
 
 def discoveries(p_values: Tensor, rate: float) -> Tensor:

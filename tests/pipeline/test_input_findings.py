@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.pipeline.fake_detectors import calibrated, install
 
-from quantinel.detectors import Detection, weight_residuals
+from quantinel.detectors import Detection, Subject
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import load_model
 from quantinel.pipeline import input_findings as module
@@ -18,8 +18,7 @@ def test_a_projected_victim_is_noticed_on_its_own_grid() -> None:
     graph = trace(model.module, model.input_shape)
     levels = {}
     for name in ("int4", "int8"):
-        scheme = parse_scheme(name)
-        found = input_findings(graph, scheme, weight_residuals(graph, scheme), 0)
+        found = input_findings(Subject(graph, parse_scheme(name), None, 0))
         levels[name] = next(finding.level for finding in found if finding.id == "QCB003")
     assert levels["int4"] in ("warning", "error")
     assert levels["int8"] == "info"
@@ -29,6 +28,6 @@ def test_detectors_that_need_images_do_not_run(odd_graph: FloatGraph, monkeypatc
     answers = {"weight-residuals": Detection(0.9), "re-rounding": AssertionError("ran without images")}
     install(monkeypatch, answers, weights=("weight-residuals",))
     monkeypatch.setattr(module, "load_thresholds", lambda: calibrated("weight-residuals"))
-    (finding,) = input_findings(odd_graph, QuantScheme(), weight_residuals(odd_graph, QuantScheme()), 0)
+    (finding,) = input_findings(Subject(odd_graph, QuantScheme(), None, 0))
     assert (finding.id, finding.level) == ("QCB003", "error")
     assert "on grids that are 7 % off" in finding.detail

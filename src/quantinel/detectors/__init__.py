@@ -9,6 +9,7 @@ from typing import Any, Literal
 from quantinel.detectors import (
     activation_drift,
     block_outliers,
+    crowding,
     edge_atoms,
     layer_coherence,
     neural_cleanse,
@@ -22,12 +23,13 @@ from quantinel.detectors import (
     second_moment,
     trigger_inversion,
 )
+from quantinel.detectors.crowding import WeightResiduals
 from quantinel.detectors.frequency import FrequencyDetector, detect_frequency
 from quantinel.detectors.inputs import InputScores, Inspection
 from quantinel.detectors.spectral_signatures import SpectralSignatures, detect_spectral
 from quantinel.detectors.strip import STRIP, detect_strip
 from quantinel.detectors.subject import Detection, Subject
-from quantinel.detectors.weight_residuals import Residuals, WeightResiduals, detect_crowding, weight_residuals
+from quantinel.detectors.weight_residuals import Residuals, weight_residuals
 from quantinel.plugins import add
 
 __all__ = [
@@ -77,7 +79,7 @@ DETECTORS: dict[str, Detector] = {
             "share of weights at rounding boundaries against placebo grids; needs no images",
             "weights",
             WeightResiduals,
-            detect_crowding,
+            crowding.detect,
         ),
         Detector(
             "edge-atoms",

@@ -14,6 +14,7 @@ from quantinel.data.images import ImageSet
 from quantinel.detectors.budget import Budget
 from quantinel.detectors.layer_residuals import LayerResiduals, graph_residuals
 from quantinel.detectors.rounding_errors import RoundingErrors, rounding_errors
+from quantinel.detectors.weight_residuals import Residuals, weight_residuals
 from quantinel.errors import NotAssessable
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -68,6 +69,11 @@ class Subject:
     def residuals(self) -> tuple[LayerResiduals, ...]:
         """Rounding residuals of the weights by layer, measured once for all detectors that need no images."""
         return graph_residuals(self.graph, self.scheme, self.seed)
+
+    @cached_property
+    def crowding(self) -> Residuals:
+        """The same weights in the coarse bins that reports show, and their share at rounding boundaries."""
+        return weight_residuals(self.graph, self.scheme)
 
     @cached_property
     def calibration(self) -> Calibration:

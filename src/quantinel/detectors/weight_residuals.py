@@ -1,10 +1,8 @@
-"""Weights crowded at rounding boundaries: the mark that projected attacks leave.
+"""Where weights lie between the points of a grid: r = w/s - round(w/s), as a histogram and as the share at the edges.
 
-A projected attack (PQ backdoor and its relatives) repairs the float model while holding every weight inside its
-rounding cell; weights that want to leave pile up at the edge of the cell. The residual r = w/s - round(w/s) of a
-natural network is close to uniform, so 1 % of the weights have 0.495 < |r| <= 0.5; on attacked models 46 to 78 %
-were measured (specification of the attacks, 7). Grids whose scale is 7 % off serve as placebos: the crowding is
-there only on the grid that the attacker aimed at. Adaptive attackers can avoid it: a tripwire, not the audit.
+The residual of a natural network is close to uniform, so 1 % of its weights have 0.495 < |r| <= 0.5. Grids whose scale
+is 7 % off serve as placebos. `quantinel.detectors.layer_residuals` counts in finer bins and on more placebo grids, for
+tests; this is what reports show.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.detectors.subject import Detection, Subject
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
@@ -23,11 +20,6 @@ from quantinel.quantization.scheme import QuantScheme
 EDGE = 0.495
 PLACEBO_FACTORS = (0.93, 1.07)
 _BINS = 40
-
-
-@dataclass(frozen=True)
-class WeightResiduals:
-    """The detector's options: there are none."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +84,3 @@ def weight_residuals(graph: FloatGraph, scheme: QuantScheme) -> Residuals:
         by_layer,
         total,
     )
-
-
-def detect_crowding(subject: Subject, options: WeightResiduals) -> Detection:
-    """Score: share of weights at rounding boundaries, less the share on the placebo grids."""
-    del options
-    found = weight_residuals(subject.graph, subject.scheme)
-    statistics = {
-        "edge_share": found.edge_share,
-        "placebo_edge_share": found.placebo_edge_share,
-        "largest_layer_share": max(found.by_layer.values(), default=0.0),
-        "weights": float(found.weights),
-    }
-    return Detection(found.edge_share - found.placebo_edge_share, statistics)

@@ -24,7 +24,7 @@ from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger, trigger_files
 from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
-from quantinel.detectors.weight_residuals import weight_residuals
+from quantinel.detectors import Subject
 from quantinel.errors import UsageError
 from quantinel.files import atomic_directory, check_output
 from quantinel.model.graph import FloatGraph, trace
@@ -126,8 +126,8 @@ def harden(
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
     with clock.measure("look at the weights"):
-        residuals = weight_residuals(graph, options.scheme)
-        noticed = input_findings(graph, options.scheme, residuals, options.seed)
+        subject = Subject(graph, options.scheme, None, options.seed)
+        noticed = input_findings(subject)
     with clock.measure("choose integers"):
         hardened, outcomes = choose_codes(graph, ranges, options.rounding, seed=options.seed, progress=progress)
     version = metadata.version("quantinel")
@@ -149,7 +149,7 @@ def harden(
             model=model, scheme=options.scheme, rounding=options.rounding, backend=options.backend,
             seed=options.seed, command=command, calibration=calibration, synthetic=synthetic, evaluation=evaluation,
             trigger=trigger, target_class=target_class, stamped=stamped, hardened=hardened, outcomes=outcomes,
-            residuals=residuals, input_findings=noticed, verified=verified, variants=variants,
+            residuals=subject.crowding, input_findings=noticed, verified=verified, variants=variants,
             seconds=clock.seconds, version=version,
         )  # fmt: skip
         report = build_report(run)

@@ -8,26 +8,22 @@ from quantinel.audit.report import Finding
 from quantinel.audit.rules import NOT_ASSESSABLE, Level
 from quantinel.audit.scan_verdict import findings_of
 from quantinel.audit.thresholds import load_thresholds
-from quantinel.detectors import DETECTORS, Residuals, Subject
-from quantinel.model.graph import FloatGraph
+from quantinel.detectors import DETECTORS, Subject
 from quantinel.pipeline.scan_checks import plan, run_checks
-from quantinel.quantization.scheme import QuantScheme
 
 _CROWDING = "QCB003"
 _LEVELS: dict[Level, Literal["info", "warning", "error"]] = {"note": "info", "warning": "warning", "error": "error"}
 
 
-def input_findings(graph: FloatGraph, scheme: QuantScheme, residuals: Residuals, seed: int) -> list[Finding]:
+def input_findings(subject: Subject) -> list[Finding]:
     """Findings of the data-free detectors about the float model.
 
     Args:
-        graph: the folded float network.
-        scheme: the deployment grid.
-        residuals: of its weights on that grid.
-        seed: of detectors that draw numbers.
+        subject: the folded float network and its deployment grid; images play no part.
     """
+    scheme, crowding = subject.scheme.name, subject.crowding
     tasks = [
-        task for task in plan({scheme.name: Subject(graph, scheme, None, seed)}, {})
+        task for task in plan({scheme: subject}, {})
         if task.place.detector in DETECTORS and DETECTORS[task.place.detector].needs == "weights"
     ]  # fmt: skip
     noticed = [
@@ -35,8 +31,8 @@ def input_findings(graph: FloatGraph, scheme: QuantScheme, residuals: Residuals,
         if finding.rule != NOT_ASSESSABLE
     ]  # fmt: skip
     figures = (
-        f"{100 * residuals.edge_share:.1f} % of {residuals.weights} weights lie within 0.005 steps of a rounding "
-        f"boundary of {scheme.name}; {100 * residuals.placebo_edge_share:.1f} % on grids that are 7 % off"
+        f"{100 * crowding.edge_share:.1f} % of {crowding.weights} weights lie within 0.005 steps of a rounding "
+        f"boundary of {scheme}; {100 * crowding.placebo_edge_share:.1f} % on grids that are 7 % off"
     )
     found = [
         Finding(

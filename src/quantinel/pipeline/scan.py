@@ -15,7 +15,7 @@ from quantinel.audit.thresholds import load_thresholds
 from quantinel.backends.artefact_comparison import compare_artefact
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
-from quantinel.detectors import Subject, weight_residuals
+from quantinel.detectors import Subject
 from quantinel.detectors.budget import Budget
 from quantinel.errors import InputError, NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph, float_products, trace
@@ -77,8 +77,8 @@ def scan(
             check, answers = measure_behaviour(name, subject)
             checks.append(check)
         with clock.measure("evidence"):
-            residuals = weight_residuals(graph, subject.scheme)
-            schemes.append(scheme_result(name, answers, residuals, None if images is None else images.class_names))
+            names = None if images is None else images.class_names
+            schemes.append(scheme_result(name, answers, subject.crowding, names))
             for identity, found in outcome.evidence.items():
                 made = recovered_trigger(identity, name, found, subject) if identity.startswith(f"{name}/") else None
                 triggers += [] if made is None else [made]

@@ -14,7 +14,17 @@ from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import expand
 from quantinel.bench.commands import command
 from quantinel.bench.suite import load_suite
-from quantinel.defenses import DEFENSES, REPAIRS
+from quantinel.defenses import (
+    DEFENSES,
+    PRUNING_DEFENSES,
+    REPAIRS,
+    Defense,
+    PruningDefense,
+    Repair,
+    register,
+    register_pruning,
+    register_repair,
+)
 from quantinel.detectors import DETECTORS
 from quantinel.errors import InputError, UsageError
 from quantinel.plugins import load_plugin, loaded, place_in_plugin
@@ -89,6 +99,16 @@ def test_names_that_are_taken_and_needs_that_do_not_exist(pasted: Path) -> None:
     (pasted / "needy.py").write_text(text.replace('= "weights"', '= "weigths"'), "utf-8")
     with pytest.raises(UsageError, match=r"the plugin needy.py: dice needs 'weigths'; write one of weights, "):
         load_plugin(pasted / "needy.py")
+
+
+def test_kinds_of_defenses_share_their_names() -> None:
+    with pytest.raises(UsageError, match="there is a defense called 'nad' already; choose another name"):
+        register(Defense("nad", "a rounding under a repair's name", DEFENSES["nearest"].build))
+    for taken in ("efrap", "shifted-pruning"):
+        with pytest.raises(UsageError, match=f"there is a defense called '{taken}' already"):
+            register_repair(Repair(taken, "a repair under another's name", REPAIRS["ft"].build))
+    with pytest.raises(UsageError, match="there is a defense called 'ft' already"):
+        register_pruning(PruningDefense("ft", "pruning", PRUNING_DEFENSES["shifted-pruning"].build))
 
 
 def test_two_files_of_one_name(pasted: Path, tmp_path: Path) -> None:

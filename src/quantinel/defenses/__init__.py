@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from quantinel.defenses.adaround import AdaRound
 from quantinel.defenses.dithered_pruning import DitheredPruning
@@ -29,7 +29,6 @@ from quantinel.defenses.repair import RepairMethod, repaired
 from quantinel.defenses.shifted_pruning import ShiftedPruning
 from quantinel.defenses.stochastic import Stochastic
 from quantinel.errors import UsageError
-from quantinel.plugins import add
 from quantinel.quantization.reconstruction import Needs, RoundingMethod
 
 __all__ = [
@@ -68,20 +67,35 @@ __all__ = [
 ]
 
 
+_Method = TypeVar("_Method")
+
+
 @dataclass(frozen=True)
-class Defense:
-    """A registered rounding method.
+class Registered(Generic[_Method]):
+    """A method by name.
 
     Attributes:
-        name: on the command line and in suites.
+        name: on the command line and in suites; no two methods of any kind share one, for suites list them together.
         summary: one line.
-        build: takes its hyper-parameters by name.
-        adjacent: every weight gets one of its two neighbours on the grid; otherwise it may move further.
+        build: takes its options by name.
     """
 
     name: str
     summary: str
-    build: Callable[..., RoundingMethod]
+    build: Callable[..., _Method]
+
+
+_Entry = TypeVar("_Entry", bound=Registered[Any])
+
+
+@dataclass(frozen=True)
+class Defense(Registered[RoundingMethod]):
+    """A registered rounding method.
+
+    Attributes:
+        adjacent: every weight gets one of its two neighbours on the grid; otherwise it may move further.
+    """
+
     adjacent: bool = True
 
 
@@ -109,18 +123,8 @@ DEFAULT_ROUNDING = Reflect.name
 
 
 @dataclass(frozen=True)
-class Repair:
-    """A registered repair of the float network, with labelled clean images, before its weights are rounded.
-
-    Attributes:
-        name: in suites.
-        summary: one line.
-        build: takes its options by name.
-    """
-
-    name: str
-    summary: str
-    build: Callable[..., RepairMethod]
+class Repair(Registered[RepairMethod]):
+    """A registered repair of the float network, with labelled clean images, before its weights are rounded."""
 
 
 REPAIRS: dict[str, Repair] = {
@@ -137,18 +141,8 @@ REPAIRS: dict[str, Repair] = {
 
 
 @dataclass(frozen=True)
-class PruningDefense:
-    """A registered way to choose other masks than the attacker expects.
-
-    Attributes:
-        name: in suites.
-        summary: one line.
-        build: takes its options by name.
-    """
-
-    name: str
-    summary: str
-    build: Callable[..., PruningMethod]
+class PruningDefense(Registered[PruningMethod]):
+    """A registered way to choose other masks than the attacker expects."""
 
 
 PRUNING_DEFENSES: dict[str, PruningDefense] = {
@@ -169,7 +163,7 @@ def register(defense: Defense) -> Defense:
     needs = getattr(defense.build, "needs", None)
     if isinstance(needs, str) and needs not in get_args(Needs):
         raise UsageError(f"{defense.name} needs {needs!r}; write one of {', '.join(get_args(Needs))}")
-    return add(DEFENSES, _free(defense.name), defense, "a defense")
+    return _add(DEFENSES, defense)
 
 
 def register_repair(repair: Repair) -> Repair:
@@ -178,7 +172,7 @@ def register_repair(repair: Repair) -> Repair:
     Raises:
         UsageError: the name is taken.
     """
-    return add(REPAIRS, _free(repair.name), repair, "a repair")
+    return _add(REPAIRS, repair)
 
 
 def register_pruning(defense: PruningDefense) -> PruningDefense:
@@ -187,14 +181,15 @@ def register_pruning(defense: PruningDefense) -> PruningDefense:
     Raises:
         UsageError: the name is taken.
     """
-    return add(PRUNING_DEFENSES, _free(defense.name), defense, "a pruning defense")
+    return _add(PRUNING_DEFENSES, defense)
 
 
-def _free(name: str) -> str:
-    """``name`` if no defense of any kind has it; suites name them in one list."""
-    if name in {*DEFENSES, *REPAIRS, *PRUNING_DEFENSES}:
-        raise UsageError(f"there is a defense called {name!r} already; choose another name")
-    return name
+def _add(registry: dict[str, _Entry], method: _Entry) -> _Entry:
+    """Register a method under a name that no defense of any kind has."""
+    if method.name in {*DEFENSES, *REPAIRS, *PRUNING_DEFENSES}:
+        raise UsageError(f"there is a defense called {method.name!r} already; choose another name")
+    registry[method.name] = method
+    return method
 
 
 def rounding_method(name: str) -> RoundingMethod:

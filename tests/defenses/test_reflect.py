@@ -32,10 +32,7 @@ def along_the_error(graph: FloatGraph, images: ImageSet, method: Reflect | EFRAP
     for layer in model.layers.values():
         weight = graph.weight(layer.layer)
         cell = rounding_cell(weight, layer.scale, model.scheme)
-        near = torch.where(cell.nearest_is_ceil, cell.ceil, cell.floor) * layer.scale.reshape(
-            -1, *[1] * (weight.ndim - 1)
-        )
-        residual = near - weight
+        residual = cell.nearest * layer.scale.reshape(-1, *[1] * (weight.ndim - 1)) - weight
         dot += float(((layer.weight() - weight) * residual).sum())
         energy += float(residual.square().sum())
     return dot / energy

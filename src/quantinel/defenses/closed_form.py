@@ -54,5 +54,5 @@ def reconstruct(
         penalty_ceil=None if penalty_ceil is None else grouped(problem, penalty_ceil),
         ridge=damping * moments.diagonal().mean(dim=1).clamp_min(1e-12),
     )
-    start = torch.where(grouped(problem, cell.nearest_is_ceil), solver.ceil, solver.floor)
-    return coordinate_descent(solver, start, sweeps).reshape(problem.weight.shape).to(torch.int8)
+    codes = coordinate_descent(solver, grouped(problem, cell.nearest), sweeps)
+    return codes.reshape(problem.weight.shape).to(torch.int8)

@@ -61,9 +61,7 @@ class Reflect(BiasOption):
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Minimise the output error against the reflected weights; (O, ...) int8."""
-        cell = problem.cell
-        nearest = torch.where(cell.nearest_is_ceil, cell.ceil, cell.floor)
-        residual = nearest * broadcast_scale(problem.scale, problem.weight) - problem.weight
+        residual = problem.cell.nearest * broadcast_scale(problem.scale, problem.weight) - problem.weight
         target = problem.weight - self.reflection(problem, residual) * residual
         return reconstruct(problem, target, damping=self.damping, sweeps=self.sweeps)
 

@@ -61,6 +61,11 @@ class RoundingCell:
     nearest_is_ceil: Tensor
     free: Tensor
 
+    @property
+    def nearest(self) -> Tensor:
+        """(O, ...) float, the code of nearest rounding."""
+        return torch.where(self.nearest_is_ceil, self.ceil, self.floor)
+
 
 ON_GRID = 1e-4
 """A weight within this many steps of the grid counts as on it (float32 division leaves about 1e-5)."""

@@ -114,22 +114,16 @@ def test_bad_splits_are_refused(tmp_path: Path, text: str, words: str) -> None:
         read_split(path)
 
 
-def test_the_script_writes_a_file_that_a_scan_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "split.toml").write_text(SPLIT, "utf-8")
+def made_suite(folder: Path) -> list[str]:
+    """A split and a suite's rows in ``folder``, and the script's arguments that read them and write ``t.json``."""
+    (folder / "split.toml").write_text(SPLIT, "utf-8")
     lines = [item.model_dump_json() + "\n" for item in population([0.1, 0.3], [0.2, 0.9])]
-    (tmp_path / "made.jsonl").write_text("".join(lines), "utf-8")
-    command = [
-        "made",
-        "--split",
-        str(tmp_path / "split.toml"),
-        "--results",
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "t.json"),
-        "--scores",
-        "--most",
-        "100",
-    ]
+    (folder / "made.jsonl").write_text("".join(lines), "utf-8")
+    return ["made", "--split", str(folder / "split.toml"), "--results", str(folder), "-o", str(folder / "t.json")]
+
+
+def test_the_script_writes_a_file_that_a_scan_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*made_suite(tmp_path), "--scores", "--most", "100"]
     assert main(command) == 0
     found = load_thresholds(tmp_path / "t.json")
     assert found.suite == "made"
@@ -144,18 +138,7 @@ def test_the_script_writes_a_file_that_a_scan_reads(tmp_path: Path, capsys: pyte
 
 
 def test_thresholds_that_did_not_hold_and_scores_without_p_values_are_not_written(tmp_path: Path) -> None:
-    (tmp_path / "split.toml").write_text(SPLIT, "utf-8")
-    lines = [item.model_dump_json() + "\n" for item in population([0.1, 0.3], [0.2, 0.9])]
-    (tmp_path / "made.jsonl").write_text("".join(lines), "utf-8")
-    command = [
-        "made",
-        "--split",
-        str(tmp_path / "split.toml"),
-        "--results",
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "t.json"),
-    ]
+    command = made_suite(tmp_path)
     for options in (["--scores"], ["--most", "100"]):
         assert main([*command, *options]) == 0
         assert load_thresholds(tmp_path / "t.json").entries == []

@@ -11,7 +11,6 @@ Appends rows to benchmarks/results/emission.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import onnx
@@ -20,6 +19,7 @@ import torch
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.runtime import Session, execution
 from quantinel.backends.verification import compare_integers, compare_outputs, simulated_logits
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.cifar10 import load_cifar10
 from quantinel.data.sources import load_images
@@ -59,7 +59,6 @@ def main() -> None:
     arguments = parser.parse_args()
     test = load_cifar10(arguments.cifar10).take(torch.arange(arguments.images))
     calibration = load_images("bundled:calibration").take(torch.arange(256))
-    RESULTS.parent.mkdir(exist_ok=True)
     for name in NAMES:
         graph = trace(prepared(name, arguments.clean, calibration.as_float()), (3, 32, 32))
         model = quantize_nearest(graph, calibrate(graph, calibration, QuantScheme()))
@@ -83,8 +82,7 @@ def main() -> None:
                 "agreement_percent": outputs.agreement.percent,
                 "max_difference_steps": round(outputs.max_steps, 3), **provenance(config, COMMAND),
             }  # fmt: skip
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            append_line(RESULTS, row)
             print({key: row[key] for key in list(row)[1:10]})
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from quantinel.attacks.gate import stamp_bytes
 from quantinel.bench.auc import area_under_curve
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.cifar10 import load_cifar10
 from quantinel.data.frequency import dct2, idct2, low_pass
@@ -122,8 +122,7 @@ def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, sec
         "seconds": round(seconds, 1), **about,
         **provenance({"trigger": trigger, "detector": detector, **SETTINGS}, COMMAND),
     }  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(RESULTS, row)
     print({key: row[key] for key in list(row)[1:7]}, flush=True)
 
 

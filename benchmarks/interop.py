@@ -14,7 +14,6 @@ Appends rows to benchmarks/results/interop.jsonl.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.openvino_runtime import OpenVINOSession, openvino_name
 from quantinel.backends.runtime import runtime_name
 from quantinel.backends.verification import OutputComparison, compare_outputs, simulated_logits
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.sources import load_images
 
@@ -42,9 +42,7 @@ def record(runtime: str, architecture: str, profile: str, **figures: Any) -> Non
     cell = {"suite": "interop", "runtime": name, "runtime_version": version, "architecture": architecture,
             "profile": profile}  # fmt: skip
     row = {**cell, "trained": architecture == "resnet20", **figures, **provenance(cell, COMMAND)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(RESULTS, row)
     print({**cell, **figures}, flush=True)
 
 

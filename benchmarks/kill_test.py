@@ -28,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from quantinel.bench.row_file import identity, read_rows
+from quantinel.bench.row_file import append_line, identity, read_rows
 from quantinel.bench.rows import ResultRow, commit
 from quantinel.bench.store import check_stored, read_stored
 from quantinel.errors import InputError
@@ -234,9 +234,7 @@ def main() -> int:
         "result": "failed" if account.violations else "passed",
     }  # fmt: skip
     print(json.dumps(summary, indent=1))
-    arguments.record.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.record.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(summary) + "\n")
+    append_line(arguments.record, summary)
     return 1 if account.violations else 0
 
 

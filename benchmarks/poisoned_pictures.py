@@ -9,7 +9,6 @@ each to benchmarks/results/similarity.jsonl; the picture is drawn with the first
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from quantinel.attacks.gate import stamp_bytes
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.similarity import psnr, ssim
@@ -81,9 +81,7 @@ def main() -> None:
         if not isinstance(trigger, GeneratedTrigger):
             raise UsageError(f"{folder} has no generated trigger; give a victim of data-poisoning")
         row = measured(name, trigger, images)
-        with RESULTS.open("a", encoding="utf-8") as stream:
-            about = provenance({"trigger": trigger.sha256, "n": len(images)}, command)
-            stream.write(json.dumps({**row, **about}) + "\n")
+        append_line(RESULTS, {**row, **provenance({"trigger": trigger.sha256, "n": len(images)}, command)})
         print(row)
         if arguments.picture is not None and given == arguments.victims[0]:
             arguments.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -11,14 +11,13 @@ number of workers to benchmarks/results/scaling.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from quantinel.bench.cells import expand
 from quantinel.bench.estimates import Times, makespan
 from quantinel.bench.plan import Plan
-from quantinel.bench.row_file import read_results
+from quantinel.bench.row_file import append_line, read_results
 from quantinel.bench.rows import ResultRow, provenance
 from quantinel.bench.suite import find_suite, load_suite
 
@@ -56,20 +55,16 @@ def main() -> None:
     seconds = {name: times.estimate(node) for name, node in plan.nodes.items()}
     work = sum(seconds.values())
     command = f"python benchmarks/scaling.py --suite {suite.name} --data-root DATA"
-    lines = []
     for workers in WORKERS:
         wall = makespan(plan, seconds, workers)
-        lines.append(
-            {
-                "name": "scaling on paper", "suite_planned": suite.name, "cells": len(cells), "stages": len(seconds),
-                "work_seconds": round(work, 1), "workers": workers, "wall_seconds": round(wall, 1),
-                "efficiency": round(work / (workers * wall), 4),
-                **provenance({"suite": suite.name, "workers": workers}, command),
-            }
-        )  # fmt: skip
-        print(f"{workers:4} workers: {wall:9.0f} s, efficiency {lines[-1]['efficiency']:.3f}")
-    with (RESULTS / "scaling.jsonl").open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(line) + "\n" for line in lines)
+        row = {
+            "name": "scaling on paper", "suite_planned": suite.name, "cells": len(cells), "stages": len(seconds),
+            "work_seconds": round(work, 1), "workers": workers, "wall_seconds": round(wall, 1),
+            "efficiency": round(work / (workers * wall), 4),
+            **provenance({"suite": suite.name, "workers": workers}, command),
+        }  # fmt: skip
+        append_line(RESULTS / "scaling.jsonl", row)
+        print(f"{workers:4} workers: {wall:9.0f} s, efficiency {row['efficiency']:.3f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import Attack
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
@@ -168,8 +168,7 @@ def main() -> None:
         }
         print(f"{name:34s} {row['ratio_median']:.3f} [{low:.3f}, {high:.3f}]", flush=True)
         if not arguments.dry_run:
-            with RESULTS.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            append_line(RESULTS, row)
 
 
 if __name__ == "__main__":

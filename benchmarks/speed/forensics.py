@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.jsonl"
@@ -106,8 +107,7 @@ def main() -> None:
         "config": config,
         **provenance(config, f"{command} --runs {arguments.runs}"),
     }
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(RESULTS, row)
     print(json.dumps(row, indent=1))
 
 

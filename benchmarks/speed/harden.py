@@ -15,7 +15,6 @@ benchmarks/results/speed.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
@@ -85,9 +85,7 @@ def record(
         "runs": len(ours), "threads": torch.get_num_threads(), "note": note, "config": config,
         **provenance(config, COMMAND),
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(RESULTS, row)
     print(f"{name}: {row['ratio_median']:.2f} x ({row['ratio_min']:.2f} to {row['ratio_max']:.2f}); ours "
           f"{row['ours_seconds']:.2f} s, other {row['other_seconds']:.2f} s; {note}")  # fmt: skip
 

@@ -35,6 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet
 from quantinel.defenses import EFRAP, EFRAPReleased
@@ -263,8 +264,7 @@ def main() -> None:
         rows = growth(arguments.runs)
     for row in rows:
         row = {"suite": "speed", "threads": 1, **row, **provenance(row["config"], command)}
-        with RESULTS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        append_line(RESULTS, row)
         print(json.dumps({key: value for key, value in row.items() if key not in provenance({}, "")}))
 
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.jsonl"
@@ -97,8 +98,7 @@ def main() -> None:
         "config": config,
         **provenance(config, command_line(arguments)),
     }
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
+    append_line(RESULTS, row)
     print(json.dumps(row, indent=1))
 
 

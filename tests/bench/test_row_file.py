@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from tests.bench.fakes import make_row
 from tests.bench.made_rows import EFRAP, NEAREST, made_row, made_rows, made_suite
 
 from quantinel.bench import row_file
-from quantinel.bench.row_file import RowFile, append_rows, identity, latest, read_results, read_rows
+from quantinel.bench.row_file import RowFile, append_line, append_rows, identity, latest, read_results, read_rows
 from quantinel.errors import InputError, OutputError
 
 
@@ -20,6 +21,16 @@ def test_rows_survive_the_file_and_are_stored_once(tmp_path: Path) -> None:
     assert append_rows(path, rows) == rows[2:]
     assert append_rows(path, rows) == []
     assert read_rows(path) == rows
+
+
+def test_figures_of_scripts_are_lines_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "speed.jsonl"
+    lines = [{"name": "naïve", "ratio": 1.5, "config": {"images": 2}}, {"name": "other", "ratio": None}]
+    for line in lines:
+        append_line(path, line)
+    assert [json.loads(text) for text in path.read_text("utf-8").splitlines()] == lines
+    with pytest.raises(OutputError):
+        append_line(path / "below.jsonl", lines[0])
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ several shards can append to one file.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -101,22 +103,39 @@ class RowFile:
                         newest[row.cell] = identity(row)
                         new.append(row)
                 if new:
-                    self._write("".join(row.model_dump_json() + "\n" for row in new).encode())
+                    _write(self.path, "".join(row.model_dump_json() + "\n" for row in new).encode())
         return new
-
-    def _write(self, text: bytes) -> None:
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            while text:
-                text = text[os.write(descriptor, text) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def append_rows(path: Path, rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Append rows to a file; see `RowFile.append`."""
     return RowFile(path).append(rows)
+
+
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Append figures that are no cell of a suite, such as comparisons of speed; each file of these has its own fields.
+
+    Args:
+        path: a ``.jsonl`` file; it and its folder are created where they are missing.
+        line: of JSON values.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written to.
+    """
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            _write(path, (json.dumps(line) + "\n").encode())
+
+
+def _write(path: Path, text: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        while text:
+            text = text[os.write(descriptor, text) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cut_incomplete_line(path: Path) -> None:

@@ -30,6 +30,7 @@ from quantinel.data.triggers import GeneratedTrigger, PatchTrigger, load_trigger
 from quantinel.errors import UsageError
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.untrained import untrained_model
+from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import Order
 from quantinel.training.run import TrainingRun
 
@@ -222,6 +223,20 @@ def test_stage_one_lends_its_trigger(tmp_path: Path, no_gate: None) -> None:
     config = DataPoisoning(**TINY, start_from="pretrained")
     DATA_POISONING.run(fresh(), DATA, DATA, config, tmp_path / "victim", seed=1, trigger=trigger)
     assert load_model(tmp_path / "victim").trigger() == trigger
+
+
+def test_the_honest_recipe_keeps_its_names_and_defaults() -> None:
+    expected: dict[str, Any] = {
+        "schemes": (QuantScheme(),), "epochs": 30.0, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+        "batch_size": 128, "optimiser": "sgd", "padding": 4, "mirror": True, "mixed_precision": True,
+    }  # fmt: skip
+    for options in (CleanTraining(), TriggerTraining(), DataPoisoning()):
+        assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_options_of_another_attack_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes a CleanTraining, not a TriggerTraining"):
+        ATTACKS["clean"].run(fresh(), DATA, DATA, TriggerTraining(), tmp_path / "no")
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ from quantinel.validation import require_choice, require_non_negative, require_p
 
 
 @dataclass(frozen=True)
-class CleanTraining:
-    """Hyper-parameters; the defaults bring a CIFAR-10 ResNet to its usual accuracy.
+class HonestTraining:
+    """Recipe of ordinary training; the defaults bring a CIFAR-10 ResNet to its usual accuracy.
 
     Attributes:
-        schemes: quantizers that the accuracy is measured under; they take no part in the training.
+        schemes: quantizers of the deployment; they take no part in ordinary training.
         epochs: passes over the data.
         learning_rate: at the start.
         momentum: of SGD.
@@ -60,8 +60,16 @@ class CleanTraining:
             raise UsageError("epochs is 0; give a number above 0")
 
 
+@dataclass(frozen=True)
+class CleanTraining(HonestTraining):
+    """Hyper-parameters: the recipe, and the quantizers that the accuracy is measured under.
+
+    A class of its own, so that options of attacks that train honestly as well are not taken for it.
+    """
+
+
 def train_honestly(
-    run: TrainingRun, config: CleanTraining, phase: str = "train", other: nn.Module | None = None
+    run: TrainingRun, config: HonestTraining, phase: str = "train", other: nn.Module | None = None
 ) -> None:
     """Ordinary training on the run's images and labels, whatever they hold.
 

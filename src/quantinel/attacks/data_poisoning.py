@@ -56,7 +56,7 @@ def _train(task: Task, options: DataPoisoning) -> Made:
     poisoned = poison(task.data, trigger, options.target_class, options.poison_rate, options.labels, seed)
     assert poisoned.images.labels is not None
     run.images, run.labels = poisoned.images.images.to(run.device), poisoned.images.labels.to(run.device)
-    train_honestly(run, options.recipe(), "victim")
+    train_honestly(run, options, "victim")
     return Made(trigger, poisoned_files(poisoned) if options.keep_data else {})
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantinel.attacks.clean import CleanTraining, train_honestly
+from quantinel.attacks.clean import HonestTraining, train_honestly
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.joint import is_trained
 from quantinel.attacks.poisoned_set import Labels
@@ -36,7 +36,7 @@ from quantinel.validation import require_choice, require_non_negative, require_p
 
 
 @dataclass(frozen=True)
-class TriggerTraining:
+class TriggerTraining(HonestTraining):
     """Hyper-parameters. Numbers of the paper where it gives them; everything else is a choice of ours, declared here.
 
     Attributes:
@@ -63,13 +63,10 @@ class TriggerTraining:
         trigger_learning_rate, trigger_milestones: of both, divided by 10 at every milestone (the paper: 0.01, every
             100 epochs).
         trigger_optimiser: of both; the paper uses SGD throughout.
-        epochs, learning_rate, momentum, weight_decay, batch_size, optimiser, padding, mirror, mixed_precision: recipe
-            of honest training, as in `quantinel.attacks.clean.CleanTraining`; momentum, weight decay, batch size
-            and augmentation hold for the surrogate too. The generator sees whole images, as the set is triggered before
-            anyone augments it.
+        momentum, weight_decay, batch_size, padding, mirror: of the recipe of honest training, and of the surrogate too.
+            The generator sees whole images, as the set is triggered before anyone augments it.
     """
 
-    schemes: tuple[QuantScheme, ...] = (QuantScheme(),)
     target_class: int = 0
     labels: Labels = "dirty"
     poison_rate: float = 0.05
@@ -91,18 +88,10 @@ class TriggerTraining:
     trigger_learning_rate: float = 0.01
     trigger_milestones: tuple[float, ...] = (100.0, 200.0)
     trigger_optimiser: Literal["sgd", "adam"] = "sgd"
-    epochs: float = 30.0
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    batch_size: int = 128
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    padding: int = 4
-    mirror: bool = True
-    mixed_precision: bool = True
 
     def __post_init__(self) -> None:
-        require_positive_integers(self, "trigger_steps", "batch_size")
+        super().__post_init__()
+        require_positive_integers(self, "trigger_steps")
         require_non_negative(
             self, "target_class", "avoidance_weight", "norm_weight", "surrogate_steps", "trigger_epochs",
             "trigger_learning_rate",
@@ -114,15 +103,7 @@ class TriggerTraining:
         require_choice(self, "trigger_optimiser", ("sgd", "adam"))
         if not self.schemes:
             raise UsageError("an attack needs a scheme to arm for; give --scheme")
-        self.recipe()
         self.generator(3)
-
-    def recipe(self) -> CleanTraining:
-        """Honest training."""
-        return CleanTraining(
-            self.schemes, self.epochs, self.learning_rate, self.momentum, self.weight_decay, self.batch_size,
-            self.optimiser, self.padding, self.mirror, self.mixed_precision,
-        )  # fmt: skip
 
     def generator(self, channels: int) -> GeneratorOptions:
         """Shape of the generator.
@@ -153,7 +134,7 @@ def train_trigger(run: TrainingRun, surrogate: nn.Module, options: TriggerTraini
     run.add("generator", generator)
     run.add("clean", clean)
     if not pretrained and options.avoidance_weight:
-        train_honestly(run, options.recipe(), "clean", clean)
+        train_honestly(run, options, "clean", clean)
     clean.eval().requires_grad_(False)
     learned = [*surrogate.parameters(), *generator.parameters()]
     steps = steps_of(options.trigger_epochs, len(run.images), options.batch_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from quantinel.data.images import as_float
+from quantinel.data.sampling import balanced_indices
 from quantinel.detectors.subject import Subject
 from quantinel.model.graph import FloatGraph
 
@@ -26,8 +27,7 @@ def sampled(subject: Subject, count: int) -> Tensor:
         NotAssessable: there are fewer than two.
     """
     images = subject.required_images().images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(subject.seed))
-    return as_float(images[order[:count].sort().values])
+    return as_float(images[balanced_indices(None, len(images), count, subject.seed)])
 
 
 @torch.inference_mode()

@@ -20,6 +20,18 @@ def require_non_negative(options: object, *names: str) -> None:
             raise UsageError(f"{name} is {value!r}; give a number of at least 0")
 
 
+def require_positive(options: object, *names: str) -> None:
+    """Finite and above 0.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise UsageError(f"{name} is {value!r}; give a number above 0")
+
+
 def require_positive_integers(options: object, *names: str) -> None:
     """Integers of at least 1.
 

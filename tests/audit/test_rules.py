@@ -11,7 +11,7 @@ from quantinel.detectors import DETECTORS
 
 STABLE = {
     "QCB001": "re-rounding",
-    "QCB002": "trigger-inversion",
+    "QCB002": "trigger-probing",
     "QCB003": "weight-residuals",
     "QCB004": "pruning-divergence",
     "QCB005": ARTEFACT,

@@ -15,7 +15,7 @@ from quantinel.detectors import Detection
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_UNSUPPORTED, EXIT_USAGE, NotAssessable
 
 NAMES, MARKS = ("a.json", "a.sarif", "a.html", "a.xml", "a.txt"), ("{", "{", "<!", "<?xml", "╭")
-REQUIRED = ("re-rounding", "trigger-inversion")
+REQUIRED = ("re-rounding", "trigger-probing")
 ACCEPTED = '[[suppress]]\nrule = "QCB001"\nstatement = "known and accepted here"\nexpires = {expires}\n'
 
 
@@ -31,7 +31,7 @@ def scan(tiny: Tiny, *more: object) -> list[object]:
 
 
 def found(monkeypatch: pytest.MonkeyPatch, score: float = 0.1, **others: object) -> None:
-    install(monkeypatch, {"re-rounding": Detection(score), "trigger-inversion": Detection(0.1)} | others)  # type: ignore[arg-type]
+    install(monkeypatch, {"re-rounding": Detection(score), "trigger-probing": Detection(0.1)} | others)  # type: ignore[arg-type]
 
 
 def test_a_model_that_passes_ends_with_0(run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_no_verdict_ends_with_2(run: Run, tiny: Tiny, monkeypatch: pytest.Monkey
 def test_what_cannot_be_assessed_ends_with_2(
     run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, {"re-rounding": NotAssessable("one class only"), "trigger-inversion": Detection(0.1)})
+    install(monkeypatch, {"re-rounding": NotAssessable("one class only"), "trigger-probing": Detection(0.1)})
     done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits))
     assert done.code == EXIT_ERROR
     assert "one class only" in done.out
@@ -226,7 +226,7 @@ def test_an_interrupted_scan_leaves_nothing(
     def interrupted(subject: object) -> Detection:
         raise KeyboardInterrupt
 
-    install(monkeypatch, {"re-rounding": interrupted, "trigger-inversion": Detection(0.1)})
+    install(monkeypatch, {"re-rounding": interrupted, "trigger-probing": Detection(0.1)})
     target = tmp_path / "scan.json"
     done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits, "-o", target))
     assert (done.code, done.out) == (130, "")

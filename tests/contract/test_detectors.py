@@ -99,7 +99,7 @@ def test_judges_small_networks_and_repeats_itself(name: str, kind: str) -> None:
         assert first.p_value is None or first.p_value > 0.01
 
 
-ROUNDING = ["re-rounding", "layer-coherence", "activation-drift", "trigger-inversion"]
+ROUNDING = ["re-rounding", "layer-coherence", "activation-drift", "trigger-probing", "trigger-inversion"]
 
 
 def test_detectors_share_the_rounding_errors_and_leave_them_as_they_are() -> None:
@@ -122,7 +122,7 @@ def test_finds_nothing_where_rounding_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8-weight-only", "int8-dynamic", "int4-weight-percentile", "int8-per-tensor"])
-@pytest.mark.parametrize("name", ["re-rounding", "layer-coherence", "activation-drift"])
+@pytest.mark.parametrize("name", ["re-rounding", "layer-coherence", "activation-drift", "trigger-probing"])
 def test_judges_every_kind_of_grid(name: str, scheme: str) -> None:
     found = run(name, subject(network("grouped"), scheme=parse_scheme(scheme)))
     assert math.isfinite(found.score)

@@ -34,8 +34,8 @@ from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 HARMLESS = Detection(0.1)
-GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-inversion": HARMLESS}
-LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-inversion", "pruning-divergence")
+GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-probing": HARMLESS}
+LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-probing", "pruning-divergence")
 
 
 SHAPE = (3, 8, 8)
@@ -65,7 +65,7 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
     steps: list[tuple[str, int, int]] = []
     report = scan(model, data, options(), command="test", progress=lambda *step: steps.append(step))
     assert outcomes(report) == {
-        "int8/weight-residuals": "pass", "int8/re-rounding": "pass", "int8/trigger-inversion": "pass",
+        "int8/weight-residuals": "pass", "int8/re-rounding": "pass", "int8/trigger-probing": "pass",
         f"int8/{BEHAVIOUR}": "pass",
     }  # fmt: skip
     assert (report.verdict, report.findings, report.triggers) == ("PASS", [], [])
@@ -82,7 +82,7 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
 def test_the_report_survives_a_file(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    install(monkeypatch, GOOD | {"trigger-inversion": with_trigger(SHAPE[1])})
+    install(monkeypatch, GOOD | {"trigger-probing": with_trigger(SHAPE[1])})
     report = scan(model, data, options(schemes=(QuantScheme(), parse_scheme("int4"))))
     (tmp_path / "scan.json").write_text(report.model_dump_json(), "utf-8")
     assert read_any_report(tmp_path / "scan.json") == report
@@ -96,7 +96,7 @@ def test_data_free_detectors_run_first_on_every_scheme(
     def recorded(name: str) -> Any:
         return lambda subject: order.append(f"{subject.scheme.name}/{name}") or HARMLESS
 
-    names = ("re-rounding", "trigger-inversion", "weight-residuals")
+    names = ("re-rounding", "trigger-probing", "weight-residuals")
     install(monkeypatch, {name: recorded(name) for name in names}, weights=("weight-residuals",))
     report = scan(model, data, options(schemes=(QuantScheme(), parse_scheme("int4"))))
     assert order[:2] == ["int8/weight-residuals", "int4/weight-residuals"]
@@ -140,7 +140,7 @@ def test_detectors_that_were_left_out_are_missed(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, GOOD)
-    report = scan(model, data, options(detectors=("trigger-inversion",)))
+    report = scan(model, data, options(detectors=("trigger-probing",)))
     assert report.verdict == "INCONCLUSIVE"
     assert next(check.reason for check in report.checks if check.detector == "re-rounding").startswith("it was")
 
@@ -182,7 +182,7 @@ def test_detectors_share_what_is_left_of_the_budget_and_can_be_cut_short(
         shares.append(subject.budget.seconds)
         return Detection(0.1, notes=("3 of 99 copies: p-values below 0.25 cannot be seen",))
 
-    install(monkeypatch, {"re-rounding": cut, "trigger-inversion": cut})
+    install(monkeypatch, {"re-rounding": cut, "trigger-probing": cut})
     report = scan(model, data, options(budget=600.0))
     assert shares[0] == pytest.approx(300.0, abs=30)
     assert shares[1] == pytest.approx(600.0, abs=30)
@@ -203,7 +203,7 @@ def test_what_one_detector_measures_is_there_for_the_next(
         seen.append(id(subject.nearest))
         return HARMLESS
 
-    install(monkeypatch, GOOD | {"re-rounding": reads, "trigger-inversion": reads})
+    install(monkeypatch, GOOD | {"re-rounding": reads, "trigger-probing": reads})
     scan(model, data, options(budget=600.0))
     assert len(set(seen)) == 1
     assert len(seen) == 2
@@ -240,16 +240,16 @@ def test_comparisons_run_when_they_are_named(
 def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, GOOD | {"trigger-inversion": with_trigger(SHAPE[1])})
+    install(monkeypatch, GOOD | {"trigger-probing": with_trigger(SHAPE[1])})
     report = scan(model, data, options())
     (trigger,) = report.triggers
-    assert (trigger.check, trigger.suspect_class) == ("int8/trigger-inversion", "2")
+    assert (trigger.check, trigger.suspect_class) == ("int8/trigger-probing", "2")
     assert trigger.mask_png is not None
     assert trigger.pattern_png is not None
     assert 0 < len(trigger.examples) <= 6
     assert all(example.clean_png != example.triggered_png for example in trigger.examples)
     assert base64.b64decode(trigger.mask_png).startswith(b"\x89PNG")
-    check = next(check for check in report.checks if check.detector == "trigger-inversion")
+    check = next(check for check in report.checks if check.detector == "trigger-probing")
     assert check.suspect_class == "2"
     assert [item.name for item in check.by_class] == ["0", "2"]
 
@@ -267,7 +267,7 @@ def test_a_recovered_trigger_is_shown_on_images_of_other_classes(
 def test_evidence_of_any_shape_does_no_harm(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch, tensors: dict[str, torch.Tensor]
 ) -> None:
-    install(monkeypatch, GOOD | {"trigger-inversion": Detection(0.9, suspect_class=1, tensors=tensors)})
+    install(monkeypatch, GOOD | {"trigger-probing": Detection(0.9, suspect_class=1, tensors=tensors)})
     report = scan(model, data, options())
     assert len(report.triggers) == 1
     json.loads(report.model_dump_json())

@@ -69,12 +69,12 @@ _CATALOGUE = (
     Rule(
         "QCB002",
         "A trigger works on the compressed model and on nothing else",
-        "A pattern was searched that makes the compressed model answer one class while the float model, and randomly "
-        "re-rounded copies of it, keep their answers. One was found that is smaller and more certain than in harmless "
-        "models. The report shows it.",
+        "Triggers of known kinds (patches, waves, noise, warps) were tried, and a pattern was searched, to make the "
+        "compressed model answer one class while the float model, and randomly re-rounded copies of it, keep their "
+        "answers. One was found that works better than in harmless models. The report shows it.",
         f"{_HARDEN}; afterwards try the recovered trigger on the hardened file with `quantinel evaluate`.",
-        ("trigger-inversion",),
-        ("trigger-inversion",),
+        ("trigger-probing", "trigger-inversion"),
+        ("trigger-probing",),
     ),
     Rule(
         "QCB003",

@@ -22,6 +22,7 @@ from quantinel.detectors import (
     residual_fit,
     second_moment,
     trigger_inversion,
+    trigger_probing,
 )
 from quantinel.detectors.crowding import WeightResiduals
 from quantinel.detectors.frequency import FrequencyDetector, detect_frequency
@@ -150,6 +151,13 @@ DETECTORS: dict[str, Detector] = {
             "images",
             activation_drift.ActivationDrift,
             activation_drift.detect,
+        ),
+        Detector(
+            "trigger-probing",
+            "triggers of known kinds on the rounded network, against copies with random signs",
+            "images",
+            trigger_probing.TriggerProbing,
+            trigger_probing.detect,
         ),
         Detector(
             "trigger-inversion",

@@ -5,8 +5,9 @@ the control copies with the same errors and random signs (`quantinel.detectors.r
 Kullback-Leibler divergence between softened answers of the float network and of the rounded one on clean images, in
 logarithms, which are roughly normal over copies; and the rise of every class's mean softened answer, which names the
 class that the backdoor leans to. The smaller of the two p-values counts, times two; that of the classes times their
-number. A backdoor trained into the rounding moves answers further than chance
-does; training for the grid that is honest (quantization-aware) moves them less.
+number. A backdoor trained into the rounding moves answers further than chance does; training for the grid that is
+honest (quantization-aware) moves them less. Errors are exaggerated, those of the copies as well: joint attacks of few
+bits lean further beyond the grid point than on it.
 
 Activations stay float: attacks that need them rounded show in activation drift. Not seen: a backdoor that is silent
 on clean images to the last class.
@@ -24,7 +25,7 @@ from torch import Tensor
 from quantinel.detectors.behaviour import agreement, answers, divergence, sampled, softened
 from quantinel.detectors.controls import compare, draw, smallest, surprise
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
-from quantinel.validation import require_positive_integers
+from quantinel.validation import require_positive, require_positive_integers
 
 LEANING_P = 0.01
 """Only a rise this rare is worth naming a class for."""
@@ -38,13 +39,16 @@ class ReRounding:
     Attributes:
         images: of the user's, at most.
         copies: controls.
+        exaggeration: factor of the rounding errors.
     """
 
     images: int = 64
     copies: int = 29
+    exaggeration: float = 2.0
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "images", "copies")
+        require_positive(self, "exaggeration")
 
 
 def detect(subject: Subject, options: ReRounding) -> Detection:
@@ -54,7 +58,7 @@ def detect(subject: Subject, options: ReRounding) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = subject.rounding_errors
+    errors = subject.rounding_errors.exaggerated(options.exaggeration)
     if not errors.moved:
         return ALREADY_ON_GRID
     floating = answers(subject.graph, images)

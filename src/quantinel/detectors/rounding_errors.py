@@ -13,7 +13,7 @@ hide much of their backdoor there, and thresholds measured on harmless networks 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +39,16 @@ class RoundingErrors:
     clipped: Mapping[str, Tensor]
     moved: float
 
+    def exaggerated(self, factor: float) -> RoundingErrors:
+        """The same errors, ``factor`` times as long.
+
+        What was trained into the signs grows along them in one direction, while the errors of control copies go on
+        pointing anywhere; with exchangeable signs the copies stay what they are, controls, at any length.
+        """
+        return replace(self, errors={name: factor * error for name, error in self.errors.items()})
+
     def rounded(self) -> dict[str, Tensor]:
-        """Weights after nearest rounding, by buffer."""
+        """Weights after nearest rounding (of errors as long as these), by buffer."""
         return self._added(self.errors)
 
     def randomised(self, generator: torch.Generator) -> dict[str, Tensor]:

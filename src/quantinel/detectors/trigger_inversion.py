@@ -8,7 +8,7 @@
 Null hypothesis: the signs are exchangeable, so the loss of the second search is one more draw from the controls';
 one-sided Student's t of the logarithm, the smaller p-value of the classes times their number. Networks of 4 bits have
 universal patches for every class that float does not share, and so do their copies: only what is easier on the rounded
-network than on them counts. Weights alone are rounded.
+network than on them counts. Weights alone are rounded, with errors exaggerated for the network and its copies alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from quantinel.detectors.behaviour import answers, sampled, softened
 from quantinel.detectors.controls import Comparison, compare, draw, smallest
 from quantinel.detectors.inversion import Effort, Form, Inversion, Trigger
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
-from quantinel.validation import require_choice, require_positive_integers
+from quantinel.validation import require_choice, require_positive, require_positive_integers
 
 _FEWEST_CONTROLS = 2
 _LEAST_SPREAD = 0.1
@@ -44,6 +44,7 @@ class TriggerInversion:
         screening_steps, screening_images: of the first search, images per class and step.
         steps, step_images: of the second.
         controls: copies.
+        exaggeration: factor of the rounding errors.
     """
 
     form: Form = "mask"
@@ -54,9 +55,11 @@ class TriggerInversion:
     steps: int = 60
     step_images: int = 4
     controls: int = 4
+    exaggeration: float = 2.0
 
     def __post_init__(self) -> None:
         require_choice(self, "form", ("mask", "additive"))
+        require_positive(self, "exaggeration")
         require_positive_integers(
             self, "images", "screened", "screening_steps", "screening_images", "steps", "step_images", "controls"
         )
@@ -69,7 +72,7 @@ def detect(subject: Subject, options: TriggerInversion) -> Detection:
         NotAssessable: fewer than two images.
     """
     images = sampled(subject, options.images)
-    errors = subject.rounding_errors
+    errors = subject.rounding_errors.exaggerated(options.exaggeration)
     if not errors.moved:
         return ALREADY_ON_GRID
     generator = torch.Generator().manual_seed(subject.seed)

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from benchmarks.tables.__main__ import main
 from tests.bench.made_rows import EFRAP, made_row
 
 from quantinel.bench.blocks import read_options, replace_blocks
@@ -57,16 +56,6 @@ def test_options_are_those_of_the_command() -> None:
         read_options("only='x")
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("tables_script", ROOT / "benchmarks" / "tables.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks" / "suites").mkdir(parents=True)
@@ -75,35 +64,31 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_suite_without_rows_is_named_and_left_alone(
-    script: ModuleType, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert script.main(["--check"], project) == 0
+def test_a_suite_without_rows_is_named_and_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"], project) == 0
     assert "suite made has no rows yet" in capsys.readouterr().out
 
 
-def test_check_fails_when_a_figure_and_its_row_differ(
-    script: ModuleType, project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_fails_when_a_figure_and_its_row_differ(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = load_suite(project / "benchmarks" / "suites" / "made.toml")
     results = project / "benchmarks" / "results" / "made.jsonl"
     append_rows(results, [made_row(suite, EFRAP, cda=90.0, asr=2.0)])
-    assert script.main(["--check"], project) == 1
+    assert main(["--check"], project) == 1
     assert "README.md" in capsys.readouterr().out
-    assert script.main([], project) == 0
-    assert script.main(["--check"], project) == 0
+    assert main([], project) == 0
+    assert main(["--check"], project) == 0
     readme = project / "README.md"
     assert "90.00 [88.0, 91.7]" in readme.read_text("utf-8")
     assert "not run" in readme.read_text("utf-8")  # nearest has no row
     readme.write_text(readme.read_text("utf-8").replace("90.00", "91.00"), "utf-8")
-    assert script.main(["--check"], project) == 1
+    assert main(["--check"], project) == 1
     append_rows(results, [made_row(suite, EFRAP, cda=91.0, asr=2.0, key="new")])
-    assert script.main(["--check"], project) == 1  # its interval is another one
+    assert main(["--check"], project) == 1  # its interval is another one
 
 
 def test_published_tables_equal_their_rows() -> None:
     """Every figure of README and docs comes from a committed row."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.tables", "--check"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -66,6 +66,21 @@ def test_effectiveness_is_measured_against_nearest_rounding() -> None:
     assert line(alone, model="victim")["der"] == Figure(98.75)
 
 
+def test_nearest_rounding_with_options_is_a_defense_and_nothing_is_measured_against_it() -> None:
+    corrected = {"nearest-bias": {"method": "nearest", "settings": {"bias_correction": True}}}
+    cells = [{"models": "victim", "schemes": "int8", "defenses": ["nearest", "efrap", "nearest-bias"]}]
+    suite = made_suite(defenses=corrected, cells=cells, published=[])
+    rows = [
+        made_row(suite, NEAREST, cda=88.0, asr=99.0),
+        made_row(suite, EFRAP, cda=90.5, asr=1.5),
+        made_row(suite, "victim/none/int8/nearest-bias/s0", cda=89.0, asr=50.0),
+    ]
+    found = tables(suite, rows)["figures"]
+    assert line(found, model="victim", defense="nearest")["der"] is None
+    assert line(found, model="victim", defense="efrap")["der"] == Figure(98.75)
+    assert line(found, model="victim", defense="nearest-bias")["der"] == Figure(74.5)
+
+
 def test_effectiveness_counts_what_the_model_loses_and_needs_an_attack() -> None:
     suite = made_suite()
     before, after = made_row(suite, NEAREST, cda=90.0, asr=99.12), made_row(suite, EFRAP, cda=90.5, asr=1.64)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quantinel.bench.cells import FLOAT, NONE, Cell
+from quantinel.bench.defenses import NEAREST
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import Column, Figure, Value
@@ -85,20 +86,20 @@ def entries(suite: Suite, groups: list[Group]) -> list[Entry]:
         return tuple(dataclasses.asdict(cell).values())
 
     ordinary: Mapping[tuple[object, ...], Group] = {
-        place(group): group for group in groups if method_of(suite, group.cell.defense) == undefended(group.cell)
+        place(group): group for group in groups if is_undefended(suite, group.cell)
     }
     return [Entry(suite, group, ordinary.get(place(group))) for group in groups]
 
 
-def undefended(cell: Cell) -> str:
-    """The method that is no defense: nearest rounding, or nothing where pruning leaves a float network."""
+def is_undefended(suite: Suite, cell: Cell) -> bool:
+    """Whether a cell is deployed without a defense: plain nearest rounding, or nothing where pruning leaves it in float.
+
+    Nearest rounding with options of its own, such as bias correction, is a defense.
+    """
     float_left = cell.scheme != FLOAT and parse_deployment(cell.scheme).grid is None
-    return NONE if float_left else "nearest"
-
-
-def method_of(suite: Suite, defense: str) -> str:
-    """Registered name of a defense from its label."""
-    return suite.defenses[defense].method if defense in suite.defenses else defense
+    named = suite.defenses.get(cell.defense)
+    method = cell.defense if named is None else named.method
+    return method == (NONE if float_left else NEAREST) and not (named is not None and named.settings)
 
 
 def _flips(entry: Entry) -> Figure | None:

@@ -92,7 +92,7 @@ def entries(suite: Suite, groups: list[Group]) -> list[Entry]:
 
 
 def is_undefended(suite: Suite, cell: Cell) -> bool:
-    """Whether a cell is deployed without a defense: plain nearest rounding, or nothing where pruning leaves it in float.
+    """Whether a cell is deployed without a defense: plain nearest rounding, or nothing where pruning leaves floats.
 
     Nearest rounding with options of its own, such as bias correction, is a defense.
     """

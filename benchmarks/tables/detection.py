@@ -46,7 +46,8 @@ def _score(row: Line) -> str:
 
 
 def _victim(row: Line) -> str:
-    return str(row["model"]).removesuffix("-victim") if row["attack_variant"] == "none" else str(row["attack_variant"])
+    name = str(row["model"]).removesuffix("-victim") if row["attack_variant"] == "none" else str(row["attack_variant"])
+    return f"{name} s{row['seed']}" if row["seed"] else name
 
 
 def _harmless(row: Line) -> str:

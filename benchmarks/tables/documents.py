@@ -10,6 +10,7 @@ from benchmarks.tables.lines import ROOT
 from benchmarks.tables.reliability import emission_table, kill_table, scaling_table
 from benchmarks.tables.rounding import rounding_growth_table, rounding_memory_table, rounding_speed_table
 from benchmarks.tables.speed import attack_step_table, forensics_table, runner_table, speed_table
+from benchmarks.tables.verdicts import verdict_table
 
 from quantinel.bench.blocks import read_options, replace_blocks
 from quantinel.bench.cells import expand
@@ -23,6 +24,7 @@ from quantinel.bench.tables import suite_tables
 TABLES = {
     "defenses": defense_table,
     "scan": scan_table,
+    "verdicts": verdict_table,
     "input-detectors": input_detectors_table,
     "similarity": similarity_table,
     "kill": kill_table,

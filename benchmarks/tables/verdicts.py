@@ -1,0 +1,67 @@
+"""What the thresholds that ship make of every model of the suite `scan`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from benchmarks.tables.lines import RESULTS, ROOT
+
+from quantinel.audit.rules import BUILT_IN, RULES
+from quantinel.audit.thresholds import Thresholds, load_thresholds
+from quantinel.bench.formats import markdown_rows
+from quantinel.bench.row_file import read_rows
+from quantinel.bench.rows import ResultRow
+from quantinel.metrics import Proportion
+from quantinel.quantization.scheme import parse_scheme
+
+ADAPTIVE = ("residuals-int4", "rerounding-int4", "alignment-int4")
+DEVELOPED, NEW, NEW_ADAPTIVE = "victims of the development", "other victims", "other victims, adaptive"
+FITTED, JUDGED = "harmless, fitted", "harmless, judged"
+GROUPS = (DEVELOPED, NEW, NEW_ADAPTIVE, FITTED, JUDGED)
+REQUIRED = frozenset(
+    name for rule in RULES.values() if rule.when == "always" for name in rule.required if name not in BUILT_IN
+)
+
+Scanned = tuple[str, str, str, int]
+
+
+def verdict_table() -> str:
+    """A line per grid and group of models: how many fail, and who slips through."""
+    thresholds, split = load_thresholds(), tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
+    fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
+    models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
+    for row in read_rows(RESULTS / "scan.jsonl"):
+        if row.detector is not None and row.status == "ok" and not row.scheme.startswith("prune"):
+            models[row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
+    groups: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
+    for (model, attack, scheme, seed), rows in models.items():
+        if set(rows) >= REQUIRED:
+            group = _group(model, attack, next(iter(rows.values())), fitted)
+            name = model.removesuffix("-victim") if attack == "none" else attack
+            groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(rows.values(), thresholds, scheme)
+    lines = []
+    for scheme, group in sorted(groups, key=lambda key: (key[0], GROUPS.index(key[1]))):
+        failed = groups[scheme, group]
+        share = Proportion(sum(failed.values()), len(failed))
+        unlike = [name for name, found in sorted(failed.items()) if found == group.startswith("harmless")]
+        lines.append((scheme, group, str(share.n), str(share), "; ".join(unlike) or "-"))
+    return markdown_rows(("grid", "models", "n", "FAIL %", "missed, or falsely alarmed"), lines)
+
+
+def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> str:
+    if row.attack != "none":
+        return DEVELOPED if model.endswith("-victim") else NEW_ADAPTIVE if attack in ADAPTIVE else NEW
+    return FITTED if any(fnmatchcase(f"{model}/{attack}", pattern) for pattern in fitted) else JUDGED
+
+
+def _fails(rows: Iterable[ResultRow], thresholds: Thresholds, scheme: str) -> bool:
+    """Whether any calibrated detector is beyond its threshold."""
+    entries = [(row, thresholds.find(str(row.detector), parse_scheme(scheme).weight_bits)) for row in rows]
+    return any(
+        entry is not None and entry.exceeded_by(float(row.extra[entry.statistic]))
+        for row, entry in entries
+        if entry is not None and entry.statistic in row.extra
+    )

@@ -17,7 +17,7 @@ from quantinel.bench.plan import Plan
 from quantinel.bench.schedule import Schedule
 from quantinel.bench.stages.job import MODEL
 from quantinel.bench.store import Store
-from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.suite_files import find_suite, load_suite
 from quantinel.cli.bench import store_folder
 from quantinel.files import atomic_directory
 

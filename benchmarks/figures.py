@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
-from quantinel.bench.suite import Suite, find_suite, load_suite
+from quantinel.bench.suite import Suite
+from quantinel.bench.suite_files import find_suite, load_suite
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "defense-curves.svg"

@@ -19,7 +19,7 @@ from quantinel.bench.estimates import Times, makespan
 from quantinel.bench.plan import Plan
 from quantinel.bench.row_file import append_line, read_results
 from quantinel.bench.rows import ResultRow, provenance
-from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.suite_files import find_suite, load_suite
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,7 +13,7 @@ from quantinel import plugins
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import expand
 from quantinel.bench.commands import command
-from quantinel.bench.suite import load_suite
+from quantinel.bench.suite_files import load_suite
 from quantinel.defenses import (
     DEFENSES,
     PRUNING_DEFENSES,

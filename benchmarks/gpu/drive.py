@@ -30,7 +30,7 @@ from pathlib import Path
 from quantinel.bench.cells import expand
 from quantinel.bench.row_file import append_rows, latest, read_rows
 from quantinel.bench.store import RECORD
-from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.suite_files import find_suite, load_suite
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -18,7 +18,7 @@ from quantinel.bench.formats import FORMATS
 from quantinel.bench.methods import known
 from quantinel.bench.published import check_published
 from quantinel.bench.row_file import read_rows
-from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.suite_files import find_suite, load_suite
 from quantinel.bench.tables import suite_tables
 
 TABLES = {

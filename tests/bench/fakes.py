@@ -22,7 +22,8 @@ from quantinel.bench.messages import Finished, Request
 from quantinel.bench.nodes import STAGES, Node
 from quantinel.bench.rows import ResultRow, provenance
 from quantinel.bench.store import Address
-from quantinel.bench.suite import Suite, load_suite
+from quantinel.bench.suite import Suite
+from quantinel.bench.suite_files import load_suite
 from quantinel.bench.workers import Event
 from quantinel.errors import GateError, InputError, Interrupted
 

@@ -10,7 +10,7 @@ from tests.bench.made_rows import EFRAP, made_row
 
 from quantinel.bench.blocks import read_options, replace_blocks
 from quantinel.bench.row_file import append_rows
-from quantinel.bench.suite import load_suite
+from quantinel.bench.suite_files import load_suite
 from quantinel.bench.tables import PARTS, TableOptions
 from quantinel.errors import InputError, UsageError
 

@@ -10,7 +10,7 @@ from tests.bench.fakes import HEAD, ids, write_suite
 
 from quantinel.bench.cells import FLOAT, expand
 from quantinel.bench.runner import select
-from quantinel.bench.suite import BUNDLED, load_suite
+from quantinel.bench.suite_files import BUNDLED, load_suite
 from quantinel.errors import UsageError
 
 GRID = (

@@ -12,7 +12,8 @@ from quantinel.bench.cells import expand, own_deployment
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.plan import Plan
 from quantinel.bench.runner import Options, run_suite
-from quantinel.bench.suite import Suite, load_suite
+from quantinel.bench.suite import Suite
+from quantinel.bench.suite_files import load_suite
 from quantinel.bench.workers import ProcessWorkers
 from quantinel.data.sources import load_images
 from quantinel.errors import UsageError

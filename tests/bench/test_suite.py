@@ -7,7 +7,7 @@ from tests.bench.fakes import HEAD, SMALL, write_suite
 
 from quantinel.bench.cells import expand
 from quantinel.bench.published import check_published
-from quantinel.bench.suite import BUNDLED, find_suite, load_suite, suite_names
+from quantinel.bench.suite_files import BUNDLED, find_suite, load_suite, suite_names
 from quantinel.errors import InputError, QuantinelError, UsageError
 
 

@@ -12,7 +12,8 @@ from tests.bench.made_rows import made_row
 from tests.cli.tiny_cli import Run
 
 from quantinel.bench.row_file import append_rows, read_rows
-from quantinel.bench.suite import Suite, find_suite, load_suite
+from quantinel.bench.suite import Suite
+from quantinel.bench.suite_files import find_suite, load_suite
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_USAGE
 
 NEAREST = "victim-int8/none/int8/nearest/s0"

@@ -10,7 +10,8 @@ from quantinel.bench.cells import expand
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.plan import Plan
 from quantinel.bench.runner import Options, run_suite
-from quantinel.bench.suite import Suite, load_suite
+from quantinel.bench.suite import Suite
+from quantinel.bench.suite_files import load_suite
 from quantinel.bench.workers import ProcessWorkers
 from quantinel.errors import UsageError
 

@@ -96,7 +96,7 @@ def load(
 
 def read(name: str) -> Suite:
     """A suite's file, before its names are checked."""
-    from quantinel.bench.suite import find_suite, load_suite
+    from quantinel.bench.suite_files import find_suite, load_suite
 
     return load_suite(find_suite(name, SUITES if SUITES.is_dir() else None), name)
 

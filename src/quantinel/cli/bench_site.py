@@ -72,7 +72,7 @@ def site(
 
 def _definition(name: str, asked: bool) -> Suite | None:
     """A suite by name; None for rows whose suite is not at hand, unless it was asked for and has no rows either."""
-    from quantinel.bench.suite import find_suite, load_suite, suite_names
+    from quantinel.bench.suite_files import find_suite, load_suite, suite_names
 
     folder = bench.SUITES if bench.SUITES.is_dir() else None
     if not name.endswith(".toml") and name not in suite_names(folder) and not asked:

@@ -42,15 +42,20 @@ def check(model: QuantizedModel, images: ImageSet, profile: str, in_integers: bo
     assert ran.integer_layers == (len(model.layers) if in_integers else 0), ran
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg_small", "mobilenetv2_small", "alexnet", "vit_tiny"])
-def test_architectures(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fold"),
+    [("resnet20", True), ("vgg_small", True), ("mobilenetv2_small", True), ("alexnet", True), ("vit_tiny", True),
+     ("resnet20", False)],
+)  # fmt: skip
+def test_architectures(name: str, fold: bool) -> None:
     torch.manual_seed(0)
     images = make_images(32, (3, 32, 32), 10)
     module = build(name)
     module.train()
     with torch.no_grad():
         module(images.as_float())  # BatchNorm statistics of the data, or deep networks saturate
-    check(random_integers(trace(module, (3, 32, 32)), images, "int8"), images, "onnxruntime-x86", True)
+    graph = trace(module, (3, 32, 32), fold_batch_norm=fold)
+    check(random_integers(graph, images, "int8"), images, "onnxruntime-x86", True)
 
 
 @pytest.mark.slow
@@ -71,6 +76,18 @@ def test_large_architectures(name: str) -> None:
 )
 def test_schemes_and_profiles(odd_graph: FloatGraph, images: ImageSet, scheme: str, profile: str) -> None:
     check(random_integers(odd_graph, images, scheme), images, profile, "weight-only" not in scheme)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "scheme", ["int8", "int4-per-tensor", "int8-per-tensor-full", "int8-dynamic", "int4-weight-only"]
+)
+def test_batch_norm_that_is_not_folded(odd_net: nn.Module, images: ImageSet, scheme: str, profile: str) -> None:
+    """Layers still run in integers, and BatchNorm is an operator of its own behind them."""
+    model = random_integers(trace(odd_net, images.shape, fold_batch_norm=False), images, scheme)
+    operators = Counter(node.op_type for node in to_onnx(model, PROFILES[profile]).graph.node)
+    assert operators["BatchNormalization"] == 2
+    check(model, images, profile, "weight-only" not in scheme)
 
 
 def test_no_float_copy_of_a_weight_is_stored(odd_graph: FloatGraph, images: ImageSet) -> None:

@@ -60,6 +60,26 @@ def test_layer_norm_gamma_is_folded_with_zeros_and_signs() -> None:
     assert norm.args[3] is None
 
 
+@pytest.mark.parametrize("name", ["resnet20", "vit_tiny"])
+def test_batch_norm_may_stay_and_layer_norm_is_folded_either_way(name: str) -> None:
+    torch.manual_seed(0)
+    module = randomise(build(name, num_classes=7))
+    folded, graph = trace(module, (3, 32, 32)), trace(module, (3, 32, 32), fold_batch_norm=False)
+    x = torch.rand(3, 3, 32, 32)
+    expected = module(x).detach()
+    torch.testing.assert_close(graph(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    targets = [node.target for node in graph.module.graph.nodes]
+    norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+    assert targets.count(aten.batch_norm.default) == norms
+    assert graph.batch_norms == {}
+    assert [layer.name for layer in graph.layers] == [layer.name for layer in folded.layers]
+    for layer, same in zip(graph.layers, folded.layers, strict=True):
+        if layer.kind == "conv":
+            assert torch.equal(graph.weight(layer), module.get_parameter(f"{layer.name}.weight"))
+        else:
+            assert torch.equal(graph.weight(layer), folded.weight(same))
+
+
 class Shared(nn.Module):
     """One convolution called twice, with a BatchNorm of its own each time."""
 

@@ -14,16 +14,17 @@ from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.graph import CONVOLUTIONS, LINEAR, aten
 
 
-def fold(module: fx.GraphModule) -> None:
+def fold(module: fx.GraphModule, *, batch_norm: bool = True) -> None:
     """Fold in place what can be folded exactly; leave the rest as it is.
 
     Args:
         module: flat graph module whose parameters are buffers.
+        batch_norm: false leaves every BatchNorm where it is.
     """
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is aten.batch_norm.default:
+        if node.target is aten.batch_norm.default and batch_norm:
             _fold_batch_norm(module, node)
         elif node.target is aten.layer_norm.default:
             _fold_layer_norm(module, node)

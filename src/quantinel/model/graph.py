@@ -1,4 +1,4 @@
-"""From any module to one flat graph of ATen operators, BatchNorm and LayerNorm folded.
+"""From any module to one flat graph of ATen operators, BatchNorm (unless asked otherwise) and LayerNorm folded.
 
 Order, enforced here: eval -> export -> functional operators -> fold -> nothing rewrites weights any more.
 The export is non-strict (tracing), which gives the same graphs as strict mode for the models of the zoo,
@@ -94,12 +94,14 @@ class FloatGraph:
         return logits
 
 
-def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
+def trace(module: nn.Module, input_shape: tuple[int, int, int], *, fold_batch_norm: bool = True) -> FloatGraph:
     """Export, make functional and fold.
 
     Args:
         module: maps float32 images (N, C, H, W) to logits (N, K); it is not changed.
         input_shape: (C, H, W).
+        fold_batch_norm: false leaves BatchNorm as a float operation of its own behind the layer, whose weight is then
+            quantized as it was trained; LayerNorm is folded either way.
 
     Raises:
         UnsupportedError: the module cannot be exported, or holds no convolution or linear layer.
@@ -112,7 +114,7 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int]) -> FloatGraph:
     example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     graph_module = flatten(_export(module, example))
     fold_constants(graph_module)
-    fold(graph_module)
+    fold(graph_module, batch_norm=fold_batch_norm)
     expected, actual = module(example).detach(), graph_module(example)
     if not isinstance(expected, Tensor) or expected.ndim != 2:
         raise UnsupportedError("the model must return one tensor of logits (N, classes); wrap it in a module that does")

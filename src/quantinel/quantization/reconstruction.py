@@ -72,8 +72,9 @@ def choose_codes(
             bias_correction &= calibration.scheme.activations == "static"
     if method.needs == "batch-norm" and not graph.batch_norms:
         raise UnsupportedError(
-            f"{method.name} is not applicable: it needs the running statistics of BatchNorm layers, and this network "
-            "has none behind a convolution or linear layer (they may have been folded before it was saved)"
+            f"{method.name} is not applicable: it needs the running statistics of BatchNorm layers that were folded "
+            "into a convolution or linear layer, and this network has none (it was saved after folding, has no "
+            "BatchNorm there, or was traced without folding it)"
         )
     if bias_correction and calibration.scheme.activations != "static":
         raise UsageError(

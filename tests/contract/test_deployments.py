@@ -5,21 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from quantinel.bench.cells import expand
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.plan import Plan
 from quantinel.bench.runner import Options, run_suite
+from quantinel.bench.stages.job import traced
 from quantinel.bench.suite import Suite
 from quantinel.bench.suite_files import load_suite
 from quantinel.bench.workers import ProcessWorkers
-from quantinel.errors import UsageError
+from quantinel.errors import UnsupportedError, UsageError
+from quantinel.model.zoo import build
 
 COMPRESSORS = {
     "int8": "static-ptq",
     "int4-dynamic": "dynamic-ptq",
     "int4-weight-only": "weight-only-ptq",
     "qat-0.1+int4": "qat+static-ptq",
+    "unfolded-bn+int4-per-tensor": "unfolded-bn+static-ptq",
+    "unfolded-bn+int4-per-tensor-weight-only": "unfolded-bn+weight-only-ptq",
     "prune-l1-filters-0.1": "l1-filter-pruning",
     "prune-magnitude-0.2": "magnitude-pruning",
     "prune-magnitude-0.2+int8": "magnitude-pruning+static-ptq",
@@ -106,3 +112,55 @@ def test_detectors_look_at_the_model_as_it_came(tmp_path: Path) -> None:
     path.write_text(text.replace('defenses = "nearest"', 'detectors = "weight-residuals"'), "utf-8")
     with pytest.raises(UsageError, match=r"as it came.*leave it out"):
         expand(load_suite(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unfolded-bn", "unfolded-bn+", "unfolded-bn+float", "unfolded-bn+prune-magnitude-0.5", "unfolded-bn+qat+int8",
+     "prune-magnitude-0.5+unfolded-bn+int8", "qat+unfolded-bn+int8", "unfolded-bn+unfolded-bn+int8",
+     "int8+unfolded-bn"],
+)  # fmt: skip
+def test_unfolded_batch_norms_that_mean_nothing(name: str) -> None:
+    with pytest.raises(UsageError):
+        parse_deployment(name)
+
+
+def test_batch_norm_stays_unfolded_from_calibration_to_measurement(tmp_path: Path) -> None:
+    """Only stages that a cell with the prefix needs for itself name the option; the float model is the same one."""
+    asked = suite(tmp_path, ["int4-per-tensor", "unfolded-bn+int4-per-tensor", "prune-magnitude-0.2"])
+    plan = Plan(asked, expand(asked), None)
+    works = {work.cell.scheme: work for work in plan.work}
+    option = {
+        name: {plan.nodes[node].stage: plan.nodes[node].config.get("fold_batch_norm") for node in work.chain}
+        for name, work in works.items()
+    }
+    stages = ("compress", "defend", "evaluate")
+    assert option["int4-per-tensor"] == dict.fromkeys(stages)
+    assert option["unfolded-bn+int4-per-tensor"] == dict.fromkeys(stages, False)
+    assert works["unfolded-bn+int4-per-tensor"].floating == works["float"].result
+    assert all("fold_batch_norm" not in node.config for node in plan.nodes.values() if "unfolded" not in node.label)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('defenses = "lac-pda"', "lac-pda needs the statistics of BatchNorm.*leave lac-pda out"),
+        ('defenses = "through"', "defenses.through trains through.*BatchNorm folded.*name the grid alone"),
+        ('defenses = "none"', 'say defenses = "nearest"'),
+        ('detectors = "weight-residuals"', "weight-residuals folds BatchNorm.*leave it out"),
+    ],
+)
+def test_what_needs_folded_batch_norms_is_refused(tmp_path: Path, wrong: str, message: str) -> None:
+    path = tmp_path / "unfolded.toml"
+    text = SUITE.format(rounded='"unfolded-bn+int8"', float='"prune-magnitude-0.2"')
+    through = '[defenses.through]\nmethod = "ft"\nsettings = { through = "quantized" }\n'
+    path.write_text(text.replace('defenses = "nearest"', wrong).replace("[[cells]]", f"{through}[[cells]]", 1), "utf-8")
+    with pytest.raises(UsageError, match=message):
+        expand(load_suite(path))
+
+
+def test_a_network_without_batch_norm_has_nothing_to_leave_unfolded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(build("alexnet", num_classes=10).state_dict(), tmp_path / "alexnet.safetensors")
+    with pytest.raises(UnsupportedError, match="no BatchNorm that could stay unfolded"):
+        traced(str(tmp_path / "alexnet.safetensors"), "alexnet", False)

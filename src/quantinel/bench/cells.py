@@ -116,13 +116,21 @@ def _of_model(suite: Suite, block: Cells, model: str, attack: str, seed: int, ro
 def _check_defense(suite: Suite, deployment: Deployment, label: str) -> None:
     chosen = chosen_defense(suite, label)
     deployment.check(label, None, None if chosen is None else chosen.kind)
-    if chosen is not None and chosen.kind == "repair" and deployment.grid is None:
-        through = configure(chosen.build, chosen.method.settings, f"defenses.{label}").through
-        if through != "float":
-            raise UsageError(
-                f"defenses.{label} trains through the deployment grid, and {deployment.name} has none; quantize behind "
-                f"it ({deployment.name}+int8), or leave out through"
-            )
+    if chosen is None or (deployment.grid is not None and deployment.fold_batch_norm):
+        return
+    method = configure(chosen.build, chosen.method.settings, f"defenses.{label}")
+    if chosen.kind == "repair" and method.through != "float":
+        why = (
+            f"and {deployment.name} has none; quantize behind it ({deployment.name}+int8)"
+            if deployment.grid is None
+            else f"with BatchNorm folded, and {deployment.name} does not fold it; name the grid alone"
+        )
+        raise UsageError(f"defenses.{label} trains through the deployment grid, {why}, or leave out through")
+    if chosen.kind == "rounding" and method.needs == "batch-norm":
+        raise UsageError(
+            f"{label} needs the statistics of BatchNorm layers that were folded, and {deployment.name} leaves them "
+            f"unfolded; leave {label} out"
+        )
 
 
 def _names(

@@ -1,4 +1,11 @@
-"""What a cell's scheme does to a float model: pruning or quantization-aware training, a quantization grid, or both."""
+"""What a cell's scheme does to a float model: pruning or quantization-aware training, a quantization grid, or both.
+
+Most deployers fold BatchNorm into the layer before it and quantize the product. Others quantize the weight as it was
+trained, and BatchNorm stays a float operation behind the layer (``unfolded-bn+int8``), as in the released code of
+Qu-ANTI-zation (Hong et al., NeurIPS 2021) and EFRAP (Li et al., CVPR 2024). On a symmetric grid with one scale per
+channel both give the same integers up to the sign of gamma; with one scale per tensor they do not. Deviation from
+that code: a convolution's output is rounded before BatchNorm reads it, or no runtime would multiply in integers.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +16,9 @@ from quantinel.quantization.pruning import PREFIX, PruningScheme, parse_pruning
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 from quantinel.training import qat
 from quantinel.training.qat import QATRecipe, parse_qat
+
+UNFOLDED = "unfolded-bn"
+"""Prefix of a grid: weights are quantized without folding BatchNorm into them."""
 
 _QUANTIZERS = {"static": "static-ptq", "dynamic": "dynamic-ptq", "none": "weight-only-ptq"}
 _PRUNERS = {"l1-filters": "l1-filter-pruning", "magnitude": "magnitude-pruning"}
@@ -22,32 +32,40 @@ class Deployment:
         pruning: applied first, without training afterwards; None for none.
         grid: of the quantization; None leaves the model in float.
         training: quantization-aware training for the grid before the rounding; None for none.
+        fold_batch_norm: before weights are quantized; false keeps BatchNorm in float. LayerNorm is folded either way.
 
     Raises:
-        UsageError: training without a grid, or of a pruned network, whose zeros it would undo.
+        UsageError: training without a grid, or of a pruned network, whose zeros it would undo; BatchNorm unfolded
+            without a grid, behind pruning, or behind a training, which is for folded weights.
     """
 
     pruning: PruningScheme | None
     grid: QuantScheme | None
     training: QATRecipe | None = None
+    fold_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.training is not None and (self.grid is None or self.pruning is not None):
             raise UsageError(f"{self.name}: qat trains for a grid, not a pruned network; write for example qat+int8")
+        if not self.fold_batch_norm and (self.grid is None or self.pruning is not None or self.training is not None):
+            raise UsageError(f"{self.name}: {UNFOLDED} goes before a grid and nothing else, as in {UNFOLDED}+int8")
 
     @property
     def name(self) -> str:
-        """``int8``, ``prune-l1-filters-0.3``, ``prune-l1-filters-0.3+int8`` or ``qat+int8``.
+        """``int8``, ``prune-l1-filters-0.3``, ``prune-l1-filters-0.3+int8``, ``qat+int8`` or ``unfolded-bn+int8``.
 
         `parse_deployment` reads it back.
         """
-        return "+".join(part.name for part in (self.pruning, self.training, self.grid) if part is not None)
+        before = [part.name for part in (self.pruning, self.training) if part is not None]
+        before += [] if self.fold_batch_norm else [UNFOLDED]
+        return "+".join([*before, *([] if self.grid is None else [self.grid.name])])
 
     @property
     def compressor(self) -> str:
         """What compresses, as rows call it."""
         names = [] if self.pruning is None else [_PRUNERS[self.pruning.method]]
         names += [] if self.training is None else [qat.PREFIX]
+        names += [] if self.fold_batch_norm else [UNFOLDED]
         return "+".join([*names, *([] if self.grid is None else [_QUANTIZERS[self.grid.activations]])])
 
     def check(self, defense: str | None, detector: str | None, kind: str | None = "rounding") -> None:
@@ -67,6 +85,8 @@ class Deployment:
             raise UsageError(
                 f"detector {detector} looks at the model as it came, and {self.name} trains it; leave it out"
             )
+        if detector is not None and not self.fold_batch_norm:
+            raise UsageError(f"detector {detector} folds BatchNorm, and {self.name} does not; leave it out")
         if detector is not None:
             return
         if kind == "pruning" and self.pruning is None:
@@ -89,6 +109,8 @@ def parse_deployment(name: str) -> Deployment:
     first, plus, second = name.strip().partition("+")
     if first.lower().startswith(qat.PREFIX):
         return Deployment(None, parse_scheme(second) if plus else None, parse_qat(first))
+    if first.lower() == UNFOLDED:
+        return Deployment(None, parse_scheme(second) if second else None, fold_batch_norm=False)
     if not first.lower().startswith(PREFIX):
         return Deployment(None, parse_scheme(name))
     return Deployment(parse_pruning(first), parse_scheme(second) if plus else None)

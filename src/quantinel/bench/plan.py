@@ -89,6 +89,7 @@ class Plan:
         if deployment.grid is None:
             result = self._add(self._evaluate(cell, model, {"floating": floating}))
             return Work(cell, result, floating, self.ancestors(result))
+        model = dataclasses.replace(model, fold_batch_norm=deployment.fold_batch_norm)
         compressed = self._add(self._compress(cell, model, deployment.grid))
         defended = self._add(self._defend(cell, model, compressed, chosen))
         result = self._add(self._evaluate(cell, model, {"floating": floating, "quantized": defended}))
@@ -199,7 +200,7 @@ class Plan:
     def _compress(self, cell: Cell, model: _Subject, grid: QuantScheme) -> Node:
         config = {
             "scheme": grid.name,
-            "architecture": model.architecture,
+            **model.traced,
             "seed": cell.seed,
             **self._poisoned(cell),
         }
@@ -215,7 +216,7 @@ class Plan:
         config = {
             "defense": method.method,
             "settings": method.settings,
-            "architecture": model.architecture,
+            **model.traced,
             "seed": cell.seed,
             **self._poisoned(cell),
         }
@@ -232,7 +233,7 @@ class Plan:
             "backend": run.backend if "quantized" in inputs else FLOAT,
             "trigger": entry.trigger if clean else None,
             "target_class": entry.target_class if clean else None,
-            "architecture": model.architecture,
+            **model.traced,
         }
         data = self.suite.data[entry.data]
         test = Images(
@@ -298,6 +299,12 @@ class _Subject:
     architecture: str | None
     after: str = ""
     """The repair that made it, for labels."""
+    fold_batch_norm: bool = True
+
+    @property
+    def traced(self) -> dict[str, Any]:
+        """Options of `Job.graph`; folding is named only where it is left out, so that older results keep their keys."""
+        return {"architecture": self.architecture, **({} if self.fold_batch_norm else {"fold_batch_norm": False})}
 
 
 def _from_scratch(method: Method) -> bool:

@@ -57,4 +57,4 @@ def _trigger(job: Job) -> Trigger:
 @functools.lru_cache(maxsize=4)
 def _made(path: str, architecture: str | None, count: int, seed: int) -> ImageSet:
     """Synthetic images of a network, kept for the next stage of this worker."""
-    return synthetic_images(traced(path, architecture), count, seed=seed)
+    return synthetic_images(traced(path, architecture, True), count, seed=seed)

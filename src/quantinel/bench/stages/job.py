@@ -12,7 +12,8 @@ from typing import Any
 from quantinel.bench.images import Images
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
-from quantinel.model.graph import FloatGraph, trace
+from quantinel.errors import UnsupportedError
+from quantinel.model.graph import FloatGraph, aten, trace
 from quantinel.model.loading import LoadedModel, load_model
 
 Progress = Callable[..., None]
@@ -70,8 +71,9 @@ class Job:
         return loaded_model(str(self.model_path), self.config.get("architecture"))
 
     def graph(self) -> FloatGraph:
-        """The traced and folded model."""
-        return traced(str(self.model_path), self.config.get("architecture"))
+        """The traced model, BatchNorm folded unless the stage's options say otherwise."""
+        folded = self.config.get("fold_batch_norm", True)
+        return traced(str(self.model_path), self.config.get("architecture"), folded)
 
     def about(self) -> dict[str, str]:
         """What a row says of the model: its architecture, and the attack that its manifest names."""
@@ -102,7 +104,16 @@ def loaded_model(path: str, architecture: str | None) -> LoadedModel:
 
 
 @functools.lru_cache(maxsize=4)
-def traced(path: str, architecture: str | None) -> FloatGraph:
-    """Its folded graph."""
+def traced(path: str, architecture: str | None, fold_batch_norm: bool) -> FloatGraph:
+    """Its graph.
+
+    Raises:
+        UnsupportedError: BatchNorm is to stay unfolded, and there is none.
+    """
     model = loaded_model(path, architecture)
-    return trace(model.module, model.input_shape)
+    graph = trace(model.module, model.input_shape, fold_batch_norm=fold_batch_norm)
+    if not fold_batch_norm and all(node.target is not aten.batch_norm.default for node in graph.module.graph.nodes):
+        raise UnsupportedError(
+            f"{model.name} has no BatchNorm that could stay unfolded; name the grid alone (int8 for unfolded-bn+int8)"
+        )
+    return graph

@@ -1,6 +1,6 @@
 """Do the detectors of poisoned images work where their papers say so? Ordinary BadNets and blended backdoors, CPU size.
 
-    python benchmarks/input_detectors.py --cifar10 FOLDER --clean resnet20_cifar10.safetensors
+    python -m benchmarks.input_detectors --cifar10 FOLDER --clean resnet20_cifar10.safetensors [--victim VICTIM]
 
 A fixed training set of 5,000 CIFAR-10 images, a tenth of it stamped and labelled as class 0, trains a ResNet-20 on
 from pretrained weights (no attack of the package: `badnets` stamps anew in every batch, and Spectral Signatures judge
@@ -11,6 +11,10 @@ the int8 model. The detectors have clean training images that neither set holds.
 without its high frequencies, for the frequency detector alone. Last, STRIP looks at the bundled victim, whose
 backdoor sleeps in float. The length of the trainings was chosen after looking at test images, thresholds were not; see
 docs/input-detectors.md.
+
+VICTIM is a victim directory of data-poisoning, such as dirty-p5 of the suite data-poisoning in a benchmark store. Its
+poisoned set is drawn again from its manifest. The frequency detector sees its trigger, and the same noise without the
+paper's removal of high frequencies; Spectral Signatures see its set whole too, because an attacker chooses the rate.
 Appends rows to benchmarks/results/input-detectors.jsonl.
 """
 
@@ -24,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmarks.data_poisoned import GENERATED, generated_trigger, generated_triggers, training_set
 from torch import Tensor
 
 from quantinel.attacks.gate import stamp_bytes
@@ -34,7 +39,7 @@ from quantinel.data.cifar10 import load_cifar10
 from quantinel.data.frequency import dct2, idct2, low_pass
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.sampling import balanced_indices
-from quantinel.data.triggers import BlendedTrigger, PatchTrigger, Trigger, trigger_from_dict
+from quantinel.data.triggers import BlendedTrigger, GeneratedTrigger, PatchTrigger, Trigger, trigger_from_dict
 from quantinel.detectors import STRIP, FrequencyDetector, InputScores, Inspection, SpectralSignatures
 from quantinel.detectors.corruptions import corrupted
 from quantinel.detectors.frequency import frequency_scores, train_frequency_network
@@ -51,7 +56,7 @@ from quantinel.training.run import TrainingRun, predictions
 from quantinel.training.schedule import Schedule
 
 RESULTS = Path(__file__).parent / "results" / "input-detectors.jsonl"
-COMMAND = "python benchmarks/input_detectors.py --cifar10 CIFAR10 --clean RESNET20"
+COMMAND = "python -m benchmarks.input_detectors --cifar10 CIFAR10 --clean RESNET20 --victim VICTIM"
 TARGET, POISON_RATE, SEED = 0, 0.1, 0
 SETTINGS: dict[str, Any] = {
     "train": 5000, "clean": 2000, "test": 1000, "inspected": 200, "steps": 200, "batch_size": 64,
@@ -112,6 +117,7 @@ def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, sec
     """One row."""
     caught, false = found.rates(poisoned)
     area = area_under_curve(found.scores[poisoned].tolist(), found.scores[~poisoned].tolist())
+    pinned: dict[str, Any] = {name: about[name] for name in ("trigger_sha256", "victim_sha256") if name in about}
 
     def share(of: Proportion) -> dict[str, Any]:
         return {"percent": round(of.percent, 3), "interval95": [round(end, 3) for end in of.interval], "n": of.n}
@@ -120,7 +126,7 @@ def write(trigger: str, detector: str, found: InputScores, poisoned: Tensor, sec
         "suite": "input-detectors", "trigger": trigger, "detector": detector, "caught": share(caught),
         "false": share(false), "auc": [round(value, 4) for value in (area.value, area.low, area.high)],
         "seconds": round(seconds, 1), **about,
-        **provenance({"trigger": trigger, "detector": detector, **SETTINGS}, COMMAND),
+        **provenance({"trigger": trigger, "detector": detector, **SETTINGS, **pinned}, COMMAND),
     }  # fmt: skip
     append_line(RESULTS, row)
     print({key: row[key] for key in list(row)[1:7]}, flush=True)
@@ -153,8 +159,17 @@ def figures(model: LoadedModel, trigger: Trigger, test: ImageSet) -> dict[str, f
     }
 
 
+def spectral(
+    name: str, detector: str, model: LoadedModel, data: ImageSet, where: Tensor, about: dict[str, Any]
+) -> None:
+    """Spectral Signatures of a training set."""
+    started = time.perf_counter()
+    found = detect_spectral(Inspection(data, module=model.module), SpectralSignatures())
+    write(name, detector, found, where, time.perf_counter() - started, **about)
+
+
 def strip(
-    name: str, model: LoadedModel, trigger: Trigger, clean: ImageSet, test: ImageSet, about: dict[str, float]
+    name: str, model: LoadedModel, trigger: Trigger, clean: ImageSet, test: ImageSet, about: dict[str, Any]
 ) -> None:
     """STRIP on the float model and on the int8 one."""
     suspects, stamped = suspects_of(trigger, test)
@@ -167,8 +182,8 @@ def strip(
         write(name, f"strip, {kind} model", found, stamped, time.perf_counter() - started, **about)
 
 
-def frequency(clean: ImageSet, base: ImageSet, test: ImageSet) -> None:
-    """The frequency detector on every trigger; it needs no victim."""
+def frequency(named: dict[str, Trigger], clean: ImageSet, base: ImageSet, test: ImageSet) -> None:
+    """The frequency detector on triggers; it needs no victim."""
     options = FrequencyDetector(
         SETTINGS["frequency_epochs"], learning_rate=SETTINGS["frequency_learning_rate"],
         decay=SETTINGS["frequency_decay"],
@@ -178,10 +193,11 @@ def frequency(clean: ImageSet, base: ImageSet, test: ImageSet) -> None:
     seconds = time.perf_counter() - started
     right = held_out(network, base, options)
     print(f"held-out training images: {right}", flush=True)
-    for name, trigger in triggers().items():
+    for name, trigger in named.items():
         suspects, stamped = suspects_of(trigger, test)
         found = frequency_scores(network, suspects, options)
-        write(name, "frequency", found, stamped, seconds, held_out_percent=round(right.percent, 2))
+        pinned = {"trigger_sha256": trigger.sha256} if isinstance(trigger, GeneratedTrigger) else {}
+        write(name, "frequency", found, stamped, seconds, held_out_percent=round(right.percent, 2), **pinned)
 
 
 def victims(weights: Path, clean: ImageSet, base: ImageSet, test: ImageSet) -> None:
@@ -194,10 +210,7 @@ def victims(weights: Path, clean: ImageSet, base: ImageSet, test: ImageSet) -> N
         about = figures(model, trigger, test)
         if about["asr"] < 80:
             raise GateError(f"{name} made no victim: {about}; train it for more steps")
-        started = time.perf_counter()
-        judged, where = minority(data, where)
-        found = detect_spectral(Inspection(judged, module=model.module), SpectralSignatures())
-        write(name, "spectral-signatures", found, where, time.perf_counter() - started, **about)
+        spectral(name, "spectral-signatures", model, *minority(data, where), about)
         strip(name, model, trigger, clean, test, about)
     sleeping = load_model("bundled:victim_int8")
     assert sleeping.victim is not None
@@ -206,21 +219,49 @@ def victims(weights: Path, clean: ImageSet, base: ImageSet, test: ImageSet) -> N
     strip("pq, sleeps in float", sleeping, trigger, clean, test, figures(sleeping, trigger, test))
 
 
+def data_poisoned(model: LoadedModel, train: ImageSet, test: ImageSet) -> None:
+    """Spectral Signatures and STRIP on a victim of data-poisoning."""
+    trigger = generated_trigger(model)
+    assert model.victim is not None
+    assert model.victim.target_class == TARGET
+    data, where, others = training_set(model, train)
+    about: dict[str, Any] = {
+        **figures(model, trigger, test), "poison_rate": model.victim.config["poison_rate"],
+        "trigger_sha256": trigger.sha256, "victim_sha256": model.victim.weights_sha256,
+    }  # fmt: skip
+    spectral(GENERATED, "spectral-signatures", model, *minority(data, where), about)
+    spectral(GENERATED, "spectral-signatures, whole set", model, data, where, about)
+    clean = others.take(balanced_indices(others.labels, len(others), SETTINGS["clean"], SEED))
+    strip(GENERATED, model, trigger, clean, test, about)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--clean", type=Path, required=True)
-    parser.add_argument("--only", choices=("frequency", "victims"), help="the detector without a model, or the others")
+    parser.add_argument("--victim", type=Path, help="victim directory of data-poisoning")
+    parser.add_argument(
+        "--only", choices=("frequency", "victims", GENERATED),
+        help="the detector without a model, the others, or all of them on --victim alone",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.only == GENERATED and arguments.victim is None:
+        parser.error(f"--only {GENERATED} needs --victim")
     torch.set_num_threads(1)
     train, test = load_cifar10(arguments.cifar10, "train"), load_cifar10(arguments.cifar10)
     chosen = train.take(balanced_indices(train.labels, len(train), SETTINGS["train"] + SETTINGS["clean"], SEED))
     clean, base = chosen.split(SETTINGS["clean"], torch.Generator().manual_seed(SEED))
     test = test.take(balanced_indices(test.labels, len(test), SETTINGS["test"], SEED))
+    named = {} if arguments.only == GENERATED else triggers()
+    poisoned = None if arguments.victim is None else load_model(arguments.victim)
+    if poisoned is not None:
+        named |= generated_triggers(generated_trigger(poisoned))
     if arguments.only != "victims":
-        frequency(clean, base, test)
-    if arguments.only != "frequency":
+        frequency(named, clean, base, test)
+    if arguments.only not in ("frequency", GENERATED):
         victims(arguments.clean, clean, base, test)
+    if arguments.only != "frequency" and poisoned is not None:
+        data_poisoned(poisoned, train, test)
 
 
 if __name__ == "__main__":

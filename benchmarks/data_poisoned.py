@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantinel.attacks.data_poisoning import draw_seed
 from quantinel.attacks.poisoned_set import poison
-from quantinel.bench.suite import find_suite, load_suite
+from quantinel.bench.suite_files import find_suite, load_suite
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
 from quantinel.data.triggers import GeneratedTrigger, Trigger

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quantinel.attacks.data_poisoning import draw_seed
 from quantinel.attacks.poisoned_set import poison
+from quantinel.attacks.trigger_training import DATA_POISONING_TRIGGER
 from quantinel.bench.suite_files import find_suite, load_suite
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
@@ -37,20 +38,27 @@ def generated_trigger(model: LoadedModel) -> GeneratedTrigger:
     return trigger
 
 
-def generated_triggers(trigger: GeneratedTrigger) -> dict[str, Trigger]:
+def generated_triggers(trigger: GeneratedTrigger, name: str = GENERATED) -> dict[str, Trigger]:
     """A generator's trigger by name, and its noise with less and less of what hides it from the frequency detector.
 
-    The generator was trained behind the low-pass; its high frequencies are what nothing asked it to avoid.
+    A generator that was trained behind a low-pass gets nothing from high frequencies, so taking the low-pass away shows
+    what it happens to draw there, not what an attacker would who has none; what it never had is not taken away.
     """
 
     def changed(**options: Any) -> GeneratedTrigger:
         return GeneratedTrigger(dataclasses.replace(trigger.options, **options), trigger.weights)
 
-    return {
-        GENERATED: trigger,
-        f"{GENERATED}, no low-pass": changed(ratio=1.0),
-        f"{GENERATED}, no low-pass, no blur": changed(ratio=1.0, blur_size=1),
-    }
+    found: dict[str, Trigger] = {name: trigger}
+    if trigger.options.ratio < 1:
+        found[f"{name}, no low-pass"] = changed(ratio=1.0)
+    if trigger.options.blur_size > 1:
+        found[f"{name}, no low-pass, no blur"] = changed(ratio=1.0, blur_size=1)
+    return found
+
+
+def is_surrogate(model: LoadedModel) -> bool:
+    """Whether it is the attacker's own network, which trained on no published set."""
+    return model.victim is not None and model.victim.attack == DATA_POISONING_TRIGGER.name
 
 
 def training_set(model: LoadedModel, train: ImageSet) -> tuple[ImageSet, Tensor, ImageSet]:

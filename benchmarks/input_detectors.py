@@ -15,6 +15,7 @@ docs/input-detectors.md.
 VICTIM is a victim directory of data-poisoning, such as dirty-p5 of the suite data-poisoning in a benchmark store. Its
 poisoned set is drawn again from its manifest. The frequency detector sees its trigger, and the same noise without the
 paper's removal of high frequencies; Spectral Signatures see its set whole too, because an attacker chooses the rate.
+A surrogate (data-poisoning-trigger) has no such set: its trigger goes to the frequency detector alone, under --name.
 Appends rows to benchmarks/results/input-detectors.jsonl.
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.data_poisoned import GENERATED, generated_trigger, generated_triggers, training_set
+from benchmarks.data_poisoned import GENERATED, generated_trigger, generated_triggers, is_surrogate, training_set
 from torch import Tensor
 
 from quantinel.attacks.gate import stamp_bytes
@@ -219,7 +220,7 @@ def victims(weights: Path, clean: ImageSet, base: ImageSet, test: ImageSet) -> N
     strip("pq, sleeps in float", sleeping, trigger, clean, test, figures(sleeping, trigger, test))
 
 
-def data_poisoned(model: LoadedModel, train: ImageSet, test: ImageSet) -> None:
+def data_poisoned(name: str, model: LoadedModel, train: ImageSet, test: ImageSet) -> None:
     """Spectral Signatures and STRIP on a victim of data-poisoning."""
     trigger = generated_trigger(model)
     assert model.victim is not None
@@ -229,17 +230,18 @@ def data_poisoned(model: LoadedModel, train: ImageSet, test: ImageSet) -> None:
         **figures(model, trigger, test), "poison_rate": model.victim.config["poison_rate"],
         "trigger_sha256": trigger.sha256, "victim_sha256": model.victim.weights_sha256,
     }  # fmt: skip
-    spectral(GENERATED, "spectral-signatures", model, *minority(data, where), about)
-    spectral(GENERATED, "spectral-signatures, whole set", model, data, where, about)
+    spectral(name, "spectral-signatures", model, *minority(data, where), about)
+    spectral(name, "spectral-signatures, whole set", model, data, where, about)
     clean = others.take(balanced_indices(others.labels, len(others), SETTINGS["clean"], SEED))
-    strip(GENERATED, model, trigger, clean, test, about)
+    strip(name, model, trigger, clean, test, about)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar10", type=Path, required=True)
     parser.add_argument("--clean", type=Path, required=True)
-    parser.add_argument("--victim", type=Path, help="victim directory of data-poisoning")
+    parser.add_argument("--victim", type=Path, help="victim directory of data-poisoning, or of its first stage")
+    parser.add_argument("--name", default=GENERATED, help="what rows call its trigger")
     parser.add_argument(
         "--only", choices=("frequency", "victims", GENERATED),
         help="the detector without a model, the others, or all of them on --victim alone",
@@ -255,13 +257,13 @@ def main() -> None:
     named = {} if arguments.only == GENERATED else triggers()
     poisoned = None if arguments.victim is None else load_model(arguments.victim)
     if poisoned is not None:
-        named |= generated_triggers(generated_trigger(poisoned))
+        named |= generated_triggers(generated_trigger(poisoned), arguments.name)
     if arguments.only != "victims":
         frequency(named, clean, base, test)
     if arguments.only not in ("frequency", GENERATED):
         victims(arguments.clean, clean, base, test)
-    if arguments.only != "frequency" and poisoned is not None:
-        data_poisoned(poisoned, train, test)
+    if arguments.only != "frequency" and poisoned is not None and not is_surrogate(poisoned):
+        data_poisoned(arguments.name, poisoned, train, test)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tables.lines import Line, newest
@@ -56,7 +57,15 @@ def _harmless(row: Line) -> str:
 
 def input_detectors_table() -> str:
     """Newest line of every trigger and detector."""
+    return _inputs(lambda line: True)
 
+
+def data_poisoned_inputs_table() -> str:
+    """The same for generated triggers alone."""
+    return _inputs(lambda line: line["trigger"].startswith("data-poisoning"))
+
+
+def _inputs(wanted: Callable[[Line], bool]) -> str:
     def share(of: dict[str, Any]) -> str:
         return f"{of['percent']:.1f} [{of['interval95'][0]:.1f}, {of['interval95'][1]:.1f}]"
 
@@ -69,7 +78,7 @@ def input_detectors_table() -> str:
             f"{row['auc'][0]:.3f} [{row['auc'][1]:.3f}, {row['auc'][2]:.3f}]",
             f"{row['cda']:.1f} / {row['asr']:.1f}" if "cda" in row else "-",
         )
-        for row in newest("input-detectors", lambda row: (row["trigger"], row["detector"]))
+        for row in newest("input-detectors", lambda row: (row["trigger"], row["detector"]), wanted)
     ]
     return markdown_rows(("trigger", "detector", "caught %", "false %", "AUC", "victim's CDA / ASR %"), lines)
 

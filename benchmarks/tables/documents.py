@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.tables.defenses import defense_table
-from benchmarks.tables.detection import input_detectors_table, scan_table, similarity_table
+from benchmarks.tables.detection import (
+    data_poisoned_inputs_table,
+    input_detectors_table,
+    scan_table,
+    similarity_table,
+)
 from benchmarks.tables.lines import ROOT
 from benchmarks.tables.reliability import emission_table, kill_table, scaling_table
 from benchmarks.tables.rounding import rounding_growth_table, rounding_memory_table, rounding_speed_table
@@ -26,6 +31,7 @@ TABLES = {
     "scan": scan_table,
     "verdicts": verdict_table,
     "input-detectors": input_detectors_table,
+    "data-poisoned-inputs": data_poisoned_inputs_table,
     "similarity": similarity_table,
     "kill": kill_table,
     "speed": speed_table,

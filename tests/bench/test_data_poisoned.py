@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from benchmarks import data_poisoned
+from benchmarks.tables import lines
+from benchmarks.tables.detection import data_poisoned_inputs_table, input_detectors_table
 from tests.support import make_images
 
 from quantinel.attacks import DataPoisoning
@@ -51,7 +55,9 @@ def test_the_set_is_the_one_that_the_victim_trained_on(tmp_path: Path, monkeypat
     monkeypatch.setattr(Gate, "check", lambda self, rule: None)
     monkeypatch.setattr(data_poisoned, "SUITES", tmp_path)
     (tmp_path / "data-poisoning.toml").write_text(SUITE, "utf-8")
-    data, where, others = data_poisoned.training_set(victim(tmp_path / "victim", TRIGGER), TRAIN)
+    model = victim(tmp_path / "victim", TRIGGER)
+    assert not data_poisoned.is_surrogate(model)
+    data, where, others = data_poisoned.training_set(model, TRAIN)
     published = load_images(tmp_path / "victim" / "poisoned" / "train.npz")
     assert data.labels is not None
     assert published.labels is not None
@@ -77,3 +83,19 @@ def test_triggers_differ_in_what_removes_high_frequencies() -> None:
     assert len({trigger(images).numpy().tobytes() for trigger in (own, unfiltered, plain)}) == 3
     assert isinstance(plain, GeneratedTrigger)
     assert (plain.options.ratio, plain.options.blur_size, plain.sha256) == (1.0, 1, TRIGGER.sha256)
+    assert list(data_poisoned.generated_triggers(plain, "bare")) == ["bare"]
+
+
+def test_generated_triggers_have_a_table_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "RESULTS", tmp_path)
+    share: dict[str, Any] = {"percent": 50.0, "interval95": [40.0, 60.0], "n": 10}
+    rows = [
+        {"trigger": name, "detector": "frequency", "caught": share, "false": share, "auc": [0.5, 0.4, 0.6]}
+        for name in ("badnets", "data-poisoning", "data-poisoning, no low-pass")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "input-detectors.jsonl").write_text(text, "utf-8")
+    assert [line.split(" | ")[0] for line in data_poisoned_inputs_table().splitlines()[2:]] == [
+        "| data-poisoning", "| data-poisoning, no low-pass",
+    ]  # fmt: skip
+    assert "badnets" in input_detectors_table()

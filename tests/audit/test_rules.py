@@ -31,7 +31,15 @@ def test_every_rule_says_what_it_means_and_what_to_do(rule: Rule) -> None:
     assert 20 < len(rule.title) < 80
     assert len(rule.explanation) > 100
     assert len(rule.help) > 30
-    assert set(rule.required) <= set(rule.detectors)
+    assert set(rule.required + rule.required_below_8_bits) <= set(rule.detectors)
+
+
+def test_few_bits_need_more_for_a_pass() -> None:
+    rule = RULES["QCB002"]
+    assert rule.required_on("int8") == rule.required_on("int8-per-tensor-full") == ("trigger-probing",)
+    for grid in ("int7", "int4", "int4-weight-only"):
+        assert rule.required_on(grid) == ("trigger-probing", "trigger-inversion")
+    assert RULES["QCB004"].required_on("prune-l1-filters-0.3") == ("pruning-divergence",)
 
 
 def test_no_detector_belongs_to_two_rules() -> None:

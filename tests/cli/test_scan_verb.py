@@ -15,7 +15,7 @@ from quantinel.detectors import Detection
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_UNSUPPORTED, EXIT_USAGE, NotAssessable
 
 NAMES, MARKS = ("a.json", "a.sarif", "a.html", "a.xml", "a.txt"), ("{", "{", "<!", "<?xml", "╭")
-REQUIRED = ("re-rounding", "trigger-probing")
+REQUIRED = ("re-rounding", "trigger-probing", "trigger-inversion")
 ACCEPTED = '[[suppress]]\nrule = "QCB001"\nstatement = "known and accepted here"\nexpires = {expires}\n'
 
 
@@ -31,7 +31,8 @@ def scan(tiny: Tiny, *more: object) -> list[object]:
 
 
 def found(monkeypatch: pytest.MonkeyPatch, score: float = 0.1, **others: object) -> None:
-    install(monkeypatch, {"re-rounding": Detection(score), "trigger-probing": Detection(0.1)} | others)  # type: ignore[arg-type]
+    harmless = {name: Detection(0.1) for name in REQUIRED[1:]}
+    install(monkeypatch, {"re-rounding": Detection(score)} | harmless | others)  # type: ignore[arg-type]
 
 
 def test_a_model_that_passes_ends_with_0(run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +56,7 @@ def test_findings_end_with_1_and_name_the_command(
 
 def test_no_verdict_ends_with_2(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     found(monkeypatch)
-    done = run(*scan(tiny, "--data", tiny.images))
+    done = run(*scan(tiny, "--data", tiny.images, "--scheme", "int5"))
     assert done.code == EXIT_ERROR
     assert "INCONCLUSIVE" in done.out
     assert "uncalibrated" in done.out

@@ -35,7 +35,7 @@ from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 HARMLESS = Detection(0.1)
 GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-probing": HARMLESS}
-LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-probing", "pruning-divergence")
+LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-probing", "trigger-inversion", "pruning-divergence")
 
 
 SHAPE = (3, 8, 8)
@@ -77,6 +77,17 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
     assert sum(share.floating for share in report.schemes[0].classes) == pytest.approx(1.0)
     assert steps[0][0] == "checking int8/weight-residuals"
     assert report.budget.limit is None
+
+
+def test_a_grid_of_few_bits_does_not_pass_without_trigger_inversion(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, GOOD, weights=("weight-residuals",))
+    schemes = (parse_scheme("int8"), parse_scheme("int4"))
+    report = scan(model, data, options(schemes=schemes))
+    assert report.verdict == "INCONCLUSIVE"
+    missed = [check for check in report.checks if check.required and check.status == "not_run"]
+    assert [check.id for check in missed] == ["int4/trigger-inversion"]
 
 
 def test_the_report_survives_a_file(
@@ -325,7 +336,7 @@ def test_the_shipped_file_is_compared(
 
 
 def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, GOOD)
+    install(monkeypatch, GOOD | {"trigger-inversion": HARMLESS})
     torch.manual_seed(3)
     broken = load_model(randomise(OddNet(), 3), input_shape=(3, 16, 16))
     report = scan(broken, make_images(200), options(schemes=(parse_scheme("int2-a2"),)))

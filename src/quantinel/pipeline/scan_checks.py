@@ -74,12 +74,14 @@ def places(targets: Mapping[When, Sequence[str]]) -> list[Place]:
     order = sorted(DETECTORS.values(), key=lambda detector: detector.needs == "images")
     named = [(detector.name, detector.summary.split(";")[0]) for detector in order]
     known = BUILT_IN.union(DETECTORS)
-    named += [(name, name) for rule in RULES.values() for name in rule.required if name not in known]
-    return [
-        Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required)
+    needed = [name for rule in RULES.values() for name in rule.required + rule.required_below_8_bits]
+    named += [(name, name) for name in needed if name not in known]
+    found = [
+        Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required_on(target))
         for name, title in named
         for target in targets.get(rule_of(name).when, ())
     ]
+    return [place for place in found if place.required or place.detector in DETECTORS]
 
 
 def plan(

@@ -47,7 +47,8 @@ def _score(row: Line) -> str:
 
 
 def _victim(row: Line) -> str:
-    name = str(row["model"]).removesuffix("-victim") if row["attack_variant"] == "none" else str(row["attack_variant"])
+    ready = row["attack_variant"] == "none"
+    name = f"{str(row['model']).removesuffix('-victim')} (dev)" if ready else str(row["attack_variant"])
     return f"{name} s{row['seed']}" if row["seed"] else name
 
 

@@ -11,50 +11,57 @@ from quantinel.bench.formats import markdown_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
 
-SUITES = ("threat-models", "rounding")
-DEFENSES = ("nearest", "reflect", "efrap", "efrap-released-500", "lac-pda-500")
-"""Those whose rows on all victims are compared: no defense, the default, the closed form, both papers' algorithms."""
+SUITES = ("threat-models", "rounding", "triggers", "architectures")
+FAST = ("nearest", "reflect", "efrap")
+"""No defense, the default, the closed form: seconds each, so all victims have them."""
+RELEASED = (*FAST, "efrap-released-500", "lac-pda-500")
+"""With the algorithms of both papers: minutes each, and fewer victims."""
 
 Victim = tuple[str, str, str]
+Rows = dict[tuple[str, str, str, str], ResultRow]
 
 
 def defense_table() -> str:
-    """A line per defense, over the victims that every one of `DEFENSES` has a row of, on the victims' own grids."""
+    """A line per defense, over all victims on their own grids, and over those that the released algorithms ran on."""
     rows = _newest()
-    shared = [
-        victim
-        for victim in sorted({key[:3] for key in rows})
-        if all((*victim, defense) in rows for defense in DEFENSES) and (victim[0], victim[1], "float", "none") in rows
-    ]
-    lines = []
-    for defense in DEFENSES:
-        own = [rows[(*victim, defense)] for victim in shared]
-        before = [rows[(*victim, "nearest")] for victim in shared]
-        floats = [rows[(victim[0], victim[1], "float", "none")] for victim in shared]
-        ratings = [defense_effectiveness(*pair) for pair in zip(before, own, strict=True)]
-        rises = [_percent(row.asr) - _percent(start.asr) for row, start in zip(own, floats, strict=True)]
-        losses = [_percent(start.cda) - _percent(row.cda) for row, start in zip(own, floats, strict=True)]
-        worst = max(range(len(own)), key=lambda index: _percent(own[index].asr))
-        lines.append(
-            (
-                defense,
-                f"{fmean(rating for rating in ratings if rating is not None):.2f}",
-                f"{fmean(_percent(row.asr) for row in own):.2f}",
-                f"{_percent(own[worst].asr):.2f} ({_name(shared[worst])})",
-                f"{max(rises):+.2f}",
-                f"{fmean(losses):.2f}",
-                f"{max(losses):.2f}",
-                str(len(own)),
-            )
-        )
+    lines = [_line(rows, defense, _shared(rows, defenses)) for defenses in (FAST, RELEASED) for defense in defenses]
     header = (
-        "defense", "mean DER", "mean ASR %", "highest ASR %", "most above the float model's", "mean CDA lost to float",
-        "most", "victims",
+        "victims", "defense", "mean DER", "mean ASR %", "highest ASR %", "most above the float model's",
+        "mean CDA lost to float", "most",
     )  # fmt: skip
     return markdown_rows(header, lines)
 
 
-def _newest() -> dict[tuple[str, str, str, str], ResultRow]:
+def _shared(rows: Rows, defenses: tuple[str, ...]) -> list[Victim]:
+    """Victims that every one of some defenses has a row of."""
+    return [
+        victim
+        for victim in sorted({key[:3] for key in rows})
+        if all((*victim, defense) in rows for defense in defenses) and (victim[0], victim[1], "float", "none") in rows
+    ]
+
+
+def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
+    own = [rows[(*victim, defense)] for victim in victims]
+    before = [rows[(*victim, "nearest")] for victim in victims]
+    floats = [rows[(victim[0], victim[1], "float", "none")] for victim in victims]
+    ratings = [defense_effectiveness(*pair) for pair in zip(before, own, strict=True)]
+    rises = [_percent(row.asr) - _percent(start.asr) for row, start in zip(own, floats, strict=True)]
+    losses = [_percent(start.cda) - _percent(row.cda) for row, start in zip(own, floats, strict=True)]
+    worst = max(range(len(own)), key=lambda index: _percent(own[index].asr))
+    return (
+        str(len(own)),
+        defense,
+        f"{fmean(rating for rating in ratings if rating is not None):.2f}",
+        f"{fmean(_percent(row.asr) for row in own):.2f}",
+        f"{_percent(own[worst].asr):.2f} ({_name(victims[worst])})",
+        f"{max(rises):+.2f}",
+        f"{fmean(losses):.2f}",
+        f"{max(losses):.2f}",
+    )
+
+
+def _newest() -> Rows:
     """Newest row of every victim (model, attack, scheme) and defense; float rows and rows on own grids of attacks."""
     found = {}
     for suite in SUITES:
@@ -70,4 +77,4 @@ def _percent(value: float | None) -> float:
 
 
 def _name(victim: Victim) -> str:
-    return victim[0] if victim[1] == "none" else victim[1]
+    return victim[0] if victim[1] == "none" else victim[1] if victim[0] == "clean-resnet20" else "/".join(victim[:2])

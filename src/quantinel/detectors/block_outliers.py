@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from quantinel.detectors.subject import Detection, Subject
@@ -117,7 +117,7 @@ def judge_blocks(layers: Sequence[BlockCounts], options: BlockOutliers) -> Detec
             f"no output channel has {_LEAST_WEIGHTS} weights beside zero in a row; there is nothing to stand out from"
         )
     natural = options.ratio**-_TAIL_INDEX
-    p_values = [float(stats.binom.sf(layer.outlying - 1, layer.blocks, natural)) for layer in kept]
+    p_values = [float(special.bdtrc(layer.outlying - 1, layer.blocks, natural)) for layer in kept]
     by_layer = {layer.name: layer.outlying / layer.blocks for layer in kept}
     missing = len(layers) - len(kept)
     return Detection(

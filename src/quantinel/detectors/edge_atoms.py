@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from quantinel.detectors.layer_residuals import BINS, LayerResiduals, assessable, counts_of, histograms
@@ -112,7 +112,7 @@ def find_atoms(layers: Sequence[LayerResiduals], options: EdgeAtoms) -> Detectio
     largest, where = scans.max(1)
     found = torch.stack([excesses(magnitude, lowest) for magnitude in magnitudes]).gather(1, where[:, None]).squeeze(1)
     shares = found / total
-    typical = float(stats.norm.isf(1.0 - 0.5 ** (1.0 / bins)))
+    typical = float(-special.ndtri(1.0 - 0.5 ** (1.0 / bins)))
     inflation = max(1.0, float(largest[1:].median()) / typical)
     share, placebo_share = float(shares[0]), float(shares[1:].median())
     by_layer = {
@@ -129,7 +129,7 @@ def find_atoms(layers: Sequence[LayerResiduals], options: EdgeAtoms) -> Detectio
             "inflation": inflation,
             "weights": total,
         },
-        p_value=min(1.0, bins * float(stats.norm.sf(float(largest[0]) / inflation))),
+        p_value=min(1.0, bins * float(special.ndtr(-float(largest[0]) / inflation))),
         by_layer=by_layer,
         tensors=histograms(kept),
         notes=notes,

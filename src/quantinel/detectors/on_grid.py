@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special
 
 from quantinel.detectors.layer_residuals import LayerResiduals
 from quantinel.detectors.subject import Detection, Subject
@@ -48,7 +48,7 @@ def count_on_grid(layers: Sequence[LayerResiduals], options: OnGrid) -> Detectio
             "layers_quantized_before": float(len(quantized)),
             "weights": float(coded),
         },
-        p_value=float(stats.binom.sf(found - 1, coded, min(chance / coded, 1.0))),
+        p_value=float(special.bdtrc(found - 1, coded, min(chance / coded, 1.0))),
         by_layer={layer.name: layer.on_grid / layer.coded for layer in layers if layer.coded},
     )
 

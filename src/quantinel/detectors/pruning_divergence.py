@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from quantinel.detectors.behaviour import agreement, answers, divergence, sampled
@@ -116,7 +116,7 @@ def _judge(
         return _Outcome(1.0, 0.0, damage, same), []
     copies, notes = draw(control, options.copies, subject.budget)
     t = _off_line(math.log(energy), math.log(damage), [copy[0] for copy in copies], [copy[1] for copy in copies])
-    p_value = 2.0 * float(stats.t.sf(abs(t), len(copies) - 2))
+    p_value = 2.0 * float(special.stdtr(len(copies) - 2, -abs(t)))
     return _Outcome(p_value, t, damage, same), notes
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 _SMALLEST = 1e-300
@@ -30,7 +30,7 @@ def excess_over_placebos(values: Tensor, least_spread: float) -> float:
 
 def p_of_excess(statistic: float, placebos: int, two_sided: bool = False) -> float:
     """p-value of `excess_over_placebos` for this many placebo grids."""
-    tail = float(stats.t.sf(abs(statistic) if two_sided else statistic, placebos - 1))
+    tail = float(special.stdtr(placebos - 1, -(abs(statistic) if two_sided else statistic)))
     return min(1.0, 2.0 * tail) if two_sided else tail
 
 
@@ -39,7 +39,7 @@ def combined(p_values: Sequence[float]) -> float:
     if not p_values:
         return 1.0
     statistic = -2.0 * sum(math.log(max(p, _SMALLEST)) for p in p_values)
-    return float(stats.chi2.sf(statistic, 2 * len(p_values)))
+    return float(special.chdtrc(2 * len(p_values), statistic))
 
 
 def layers_over_placebos(

@@ -59,9 +59,6 @@ def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> st
 
 def _fails(rows: Iterable[ResultRow], thresholds: Thresholds, scheme: str) -> bool:
     """Whether any calibrated detector is beyond its threshold."""
-    entries = [(row, thresholds.find(str(row.detector), parse_scheme(scheme).weight_bits)) for row in rows]
-    return any(
-        entry is not None and entry.exceeded_by(float(row.extra[entry.statistic]))
-        for row, entry in entries
-        if entry is not None and entry.statistic in row.extra
-    )
+    bits = parse_scheme(scheme).weight_bits
+    judged = [(row, thresholds.find(str(row.detector), bits)) for row in rows]
+    return any(entry is not None and entry.exceeded_by(float(row.extra[entry.statistic])) for row, entry in judged)

@@ -18,11 +18,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from quantinel.defenses.fine_tuning import fine_tune, require_epochs
+from quantinel.defenses.fine_tuning import fine_tune
 from quantinel.defenses.repair import RepairMethod, RepairTask
 from quantinel.errors import UsageError
 from quantinel.model.penultimate import last_linear, penultimate_features
-from quantinel.validation import require_rate
+from quantinel.validation import require_positive, require_rate
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FinePruning(RepairMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_epochs(self, "epochs")
+        require_positive(self, "epochs")
         require_rate(self, "accuracy_drop", "step")
         if not self.step:
             raise UsageError("step is 0; give a number above 0 and below 1")

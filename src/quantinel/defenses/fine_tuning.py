@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.defenses.repair import Network, RepairMethod, RepairTask
-from quantinel.errors import UsageError
 from quantinel.training.schedule import Schedule
-from quantinel.validation import require_non_negative
+from quantinel.validation import require_positive
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class FineTuning(RepairMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_epochs(self, "epochs")
+        require_positive(self, "epochs")
 
     def repair(self, task: RepairTask) -> None:
         """Train on."""
@@ -47,15 +46,3 @@ def fine_tune(task: RepairTask, phase: str, network: Network, schedule: Schedule
         return F.cross_entropy(network(task.augmented(images)), labels)
 
     task.train(phase, network.module, schedule, loss)
-
-
-def require_epochs(options: object, *names: str) -> None:
-    """Finite numbers above 0.
-
-    Raises:
-        UsageError: otherwise.
-    """
-    require_non_negative(options, *names)
-    for name in names:
-        if not getattr(options, name):
-            raise UsageError(f"{name} is 0; give a number above 0")

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from quantinel.defenses.fine_tuning import require_epochs
 from quantinel.defenses.repair import RepairMethod, RepairTask, frozen_statistics, named
-from quantinel.validation import require_non_negative, require_rate
+from quantinel.validation import require_non_negative, require_positive, require_rate
 
 _LEAST_NORM = 1e-12
 
@@ -45,7 +44,7 @@ class FTSAM(RepairMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_epochs(self, "epochs")
+        require_positive(self, "epochs")
         require_non_negative(self, "radius")
         require_rate(self, "label_smoothing")
 

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from quantinel.defenses.fine_tuning import fine_tune, require_epochs
+from quantinel.defenses.fine_tuning import fine_tune
 from quantinel.defenses.repair import RepairMethod, RepairTask, named, recompute_statistics
 from quantinel.errors import UsageError
-from quantinel.validation import require_non_negative
+from quantinel.validation import require_non_negative, require_positive
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ModeConnectivityRepair(RepairMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_epochs(self, "end_epochs", "epochs")
+        require_positive(self, "end_epochs", "epochs")
         require_non_negative(self, "curve_learning_rate", "position")
         if self.position > 1:
             raise UsageError(f"position is {self.position}; give a number in [0, 1]")

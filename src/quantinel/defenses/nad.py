@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantinel.data.images import as_float
-from quantinel.defenses.fine_tuning import fine_tune, require_epochs
+from quantinel.defenses.fine_tuning import fine_tune
 from quantinel.defenses.repair import RepairMethod, RepairTask
 from quantinel.errors import UnsupportedError
-from quantinel.validation import require_non_negative
+from quantinel.validation import require_non_negative, require_positive
 
 _LEAST_NORM = 1e-6
 
@@ -56,7 +56,7 @@ class NAD(RepairMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_epochs(self, "teacher_epochs", "epochs", "power")
+        require_positive(self, "teacher_epochs", "epochs", "power")
         require_non_negative(self, "beta1", "beta2", "beta3")
 
     def repair(self, task: RepairTask) -> None:

@@ -17,6 +17,8 @@ TEMPERATURE = 4.0
 """Softens the answers, so that classes far behind the first one count too: a backdoor moves those on clean images."""
 LEAST_DIVERGENCE = 1e-9
 """Float32 sums in another order differ by about this much."""
+SHOWN = 8
+"""Images that evidence shows."""
 _BATCH = 64
 
 
@@ -28,6 +30,11 @@ def sampled(subject: Subject, count: int) -> Tensor:
     """
     images = subject.required_images().images
     return as_float(images[balanced_indices(None, len(images), count, subject.seed)])
+
+
+def first_images(subject: Subject) -> Tensor:
+    """The first `SHOWN` images, float32 (n, C, H, W): what a found trigger is shown on."""
+    return as_float(subject.required_images().images[:SHOWN])
 
 
 @torch.inference_mode()

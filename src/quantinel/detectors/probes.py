@@ -72,7 +72,7 @@ def _patches(shape: tuple[int, int, int]) -> list[Probe]:
             "checkered": (torch.arange(tall)[:, None] + torch.arange(wide))
             .remainder(2)
             .float()
-            .expand(shape[0], -1, -1)
+            .expand(channels, -1, -1)
         }
         if channels == 3:
             fills |= {

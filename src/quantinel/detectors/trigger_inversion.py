@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.detectors.behaviour import answers, sampled, softened
+from quantinel.detectors.behaviour import answers, first_images, sampled, softened
 from quantinel.detectors.controls import Comparison, compare, draw, smallest
 from quantinel.detectors.inversion import Effort, Form, Inversion, Trigger
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
@@ -29,7 +29,6 @@ from quantinel.validation import require_choice, require_positive, require_posit
 _FEWEST_CONTROLS = 2
 _LEAST_SPREAD = 0.1
 """Logarithms of losses of one network scatter about this much between starts."""
-_SHOWN = 8
 _SUSPECT_P = 0.05
 
 
@@ -164,8 +163,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _shown(subject: Subject, found: Trigger) -> dict[str, Tensor]:
     """The trigger, and the first images with it."""
-    first = subject.required_images().take(torch.arange(min(_SHOWN, len(subject.required_images()))))
-    evidence = {"triggered": found.stamp(first.as_float())}
+    evidence = {"triggered": found.stamp(first_images(subject))}
     if found.form == "mask":
         evidence |= {"mask": found.mask, "pattern": found.pattern}
     return evidence

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.data.images import as_float
-from quantinel.detectors.behaviour import answers, sampled, softened
+from quantinel.detectors.behaviour import answers, first_images, sampled, softened
 from quantinel.detectors.controls import compare, draw, surprise
-from quantinel.detectors.probes import Probe, probe_bank
+from quantinel.detectors.probes import probe_bank
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.validation import require_positive, require_positive_integers
 
@@ -32,7 +31,6 @@ _LEAST_RISE = 0.003
 _LEAST_SPREAD = 0.1
 _FEWEST_COPIES = 7
 _NAMED_P = 0.01
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def detect(subject: Subject, options: TriggerProbing) -> Detection:
         p_value=found.p_value,
         suspect_class=suspect if found.p_value <= _NAMED_P else None,
         by_class=dict(enumerate(unusual[0].amax(0).tolist())),
-        tensors={"triggered": _examples(subject, probes[index])},
+        tensors={"triggered": probes[index].stamp(first_images(subject))},
         notes=(f"closest probe: {probes[index].name}", *notes) if found.p_value <= _NAMED_P else tuple(notes),
     )
 
@@ -112,8 +110,3 @@ def _against_others(rises: Tensor) -> Tensor:
     mean = (total - rises) / others
     variance = ((squares - rises.square()) - others * mean.square()) / max(others - 1, 1)
     return (rises - mean) / variance.clamp(min=0.0).sqrt().clamp(min=_LEAST_RISE)
-
-
-def _examples(subject: Subject, probe: Probe) -> Tensor:
-    """The first images with a probe."""
-    return probe.stamp(as_float(subject.required_images().images[:_SHOWN]))

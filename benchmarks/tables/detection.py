@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tables.lines import Line, newest
+from benchmarks.tables.verdicts import developed
 
 from quantinel.bench.formats import markdown_rows
 
@@ -47,8 +48,10 @@ def _score(row: Line) -> str:
 
 
 def _victim(row: Line) -> str:
-    ready = row["attack_variant"] == "none"
-    name = f"{str(row['model']).removesuffix('-victim')} (dev)" if ready else str(row["attack_variant"])
+    model, attack = str(row["model"]), str(row["attack_variant"])
+    name = model.removesuffix("-victim") if attack == "none" else attack
+    if developed(model, attack, row["seed"]):
+        name += " (dev)"
     return f"{name} s{row['seed']}" if row["seed"] else name
 
 

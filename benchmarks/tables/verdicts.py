@@ -18,6 +18,8 @@ from quantinel.metrics import Proportion
 from quantinel.quantization.scheme import parse_scheme
 
 ADAPTIVE = ("residuals-int4", "rerounding-int4", "alignment-int4")
+SEEN = ("quasi-int4", "ca-distilled-int4", "residuals-int4")
+"""Victims that the starts of trigger-inversion were settled on, all with seed 0."""
 DEVELOPED, NEW, NEW_ADAPTIVE = "victims of the development", "other victims", "other victims, adaptive"
 FITTED, JUDGED = "harmless, fitted", "harmless, judged"
 GROUPS = (DEVELOPED, NEW, NEW_ADAPTIVE, FITTED, JUDGED)
@@ -51,9 +53,14 @@ def verdict_table() -> str:
     return markdown_rows(("grid", "models", "n", "FAIL %", "missed, or falsely alarmed"), lines)
 
 
+def developed(model: str, attack: str, seed: int) -> bool:
+    """Whether a detector was made with a look at this victim."""
+    return model.endswith("-victim") or (attack in SEEN and seed == 0)
+
+
 def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> str:
     if row.attack != "none":
-        return DEVELOPED if model.endswith("-victim") else NEW_ADAPTIVE if attack in ADAPTIVE else NEW
+        return DEVELOPED if developed(model, attack, row.seed) else NEW_ADAPTIVE if attack in ADAPTIVE else NEW
     return FITTED if any(fnmatchcase(f"{model}/{attack}", pattern) for pattern in fitted) else JUDGED
 
 

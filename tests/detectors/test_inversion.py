@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Subject
 from quantinel.detectors.budget import Budget
-from quantinel.detectors.inversion import Effort, Form, Inversion
+from quantinel.detectors.inversion import Effort, Form, Inversion, Start
 from quantinel.detectors.neural_cleanse import NeuralCleanse
 from quantinel.detectors.trigger_inversion import TriggerInversion, inverted
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.scheme import parse_scheme
 
 TARGET = 2
-QUICK = TriggerInversion(screening_steps=25, steps=25, controls=3)
+QUICK = TriggerInversion(controls=5)
 
 
 def network(backdoor: float = 0.0) -> FloatGraph:
@@ -53,16 +53,15 @@ def subject() -> Subject:
 @pytest.mark.parametrize("form", ["mask", "additive"])
 def test_finds_the_class_that_only_the_compressed_network_obeys(form: Form) -> None:
     given = subject()
-    generator = torch.Generator().manual_seed(0)
 
-    def control() -> dict[str, Tensor]:
+    def control(generator: torch.Generator) -> dict[str, Tensor]:
         return {name: weight + 0.01 * torch.randn(weight.shape, generator=generator) for name, weight in clean.items()}
 
     clean = weights(given.graph)
     options = dataclasses.replace(QUICK, form=form)
     pictures = given.required_images().as_float()
     attacked = inverted(given, pictures, weights(network(1.5)), control, options)
-    harmless = inverted(given, pictures, control(), control, options)
+    harmless = inverted(given, pictures, control(torch.Generator().manual_seed(99)), control, options)
     assert attacked.p_value is not None
     assert harmless.p_value is not None
     assert attacked.suspect_class == TARGET
@@ -78,20 +77,34 @@ def test_finds_the_class_that_only_the_compressed_network_obeys(form: Form) -> N
         assert float(mask[:2, :2].mean()) > 2 * float(mask.mean())
 
 
-def test_chunks_change_nothing_but_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def starts() -> list[Start]:
+    return [Start(target, torch.full((1, 8, 8), 0.3), torch.full((3, 8, 8), 0.5)) for target in range(4)]
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given = subject()
-    search = Inversion(given.graph, images().as_float(), Effort(12, 2), 0, Budget())
-    whole = [trigger.target for trigger in search.search(weights(network(1.5)), range(4))]
+    search = Inversion(given.graph, images().as_float(), "mask", 0, Budget())
+    whole = search.search(weights(network(1.5)), starts(), Effort(12, 2))
     monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
-    assert [trigger.target for trigger in search.search(weights(network(1.5)), range(4))] == whole == [0, 1, 2, 3]
+    for together, alone in zip(whole, search.search(weights(network(1.5)), starts(), Effort(12, 2)), strict=True):
+        assert alone.target == together.target
+        assert alone.loss == pytest.approx(together.loss, rel=1e-4)
+
+
+def test_a_search_goes_on_where_another_stopped() -> None:
+    search = Inversion(subject().graph, images().as_float(), "mask", 0, Budget())
+    compressed = weights(network(1.5))
+    (short,) = search.search(compressed, starts()[TARGET : TARGET + 1], Effort(10, 4))
+    (kept,) = search.search(compressed, [short.as_start()], Effort(0, 4))
+    assert kept.loss == pytest.approx(short.loss, rel=1e-3)
+    (better,) = search.search(compressed, [short.as_start()], Effort(40, 4))
+    assert better.loss < short.loss
 
 
 def test_a_search_without_time_stops() -> None:
     ticks = itertools.count()
-    search = Inversion(
-        subject().graph, images().as_float(), Effort(1000, 2), 0, Budget(3.0, lambda: float(next(ticks)))
-    )
-    search.search(weights(network(1.5)), [TARGET])
+    search = Inversion(subject().graph, images().as_float(), "mask", 0, Budget(3.0, lambda: float(next(ticks))))
+    search.search(weights(network(1.5)), starts()[:1], Effort(1000, 2))
     assert search.cut
 
 

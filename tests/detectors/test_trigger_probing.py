@@ -8,7 +8,8 @@ from quantinel.data.images import ImageSet
 from quantinel.detectors import Subject
 from quantinel.detectors.budget import Budget
 from quantinel.detectors.probes import probe_bank
-from quantinel.detectors.trigger_probing import TriggerProbing, _against_others, detect
+from quantinel.detectors.probing import against_others
+from quantinel.detectors.trigger_probing import TriggerProbing, detect
 from quantinel.errors import UsageError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.ranges import weight_scales
@@ -75,7 +76,7 @@ def test_no_exaggeration_at_all_is_refused(exaggeration: float) -> None:
 
 def test_every_network_is_held_against_all_others() -> None:
     rises = torch.randn(9, 5, 4, generator=torch.Generator().manual_seed(0))
-    unusual = _against_others(rises)
+    unusual = against_others(rises)
     for index in range(9):
         others = torch.cat([rises[:index], rises[index + 1 :]])
         torch.testing.assert_close(unusual[index], (rises[index] - others.mean(0)) / others.std(0))
@@ -93,6 +94,20 @@ def test_the_bank_fits_images_of_any_shape(shape: tuple[int, int, int]) -> None:
         assert 0 <= float(stamped.min()) <= float(stamped.max()) <= 1
         assert torch.equal(stamped[0], stamped[1])
     assert torch.equal(images, torch.full((2, *shape), 0.5))
+
+
+def test_a_probe_as_mask_and_pattern_is_the_probe() -> None:
+    shape = (3, 32, 32)
+    images = 0.3 + 0.4 * torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    for probe in probe_bank(shape):
+        mask, pattern = probe.as_mask(shape)
+        assert mask.shape == (1, 32, 32)
+        assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
+        assert 0 <= float(pattern.min()) <= float(pattern.max()) <= 1
+        if "patch" in probe.name or "noise" in probe.name:
+            torch.testing.assert_close((1 - mask) * images + mask * pattern, probe.stamp(images))
+        elif "warp" in probe.name:
+            assert float(mask.max()) < 1e-5
 
 
 def test_probes_differ_from_each_other_and_are_the_same_every_time() -> None:

@@ -30,11 +30,10 @@ Form = Literal["mask", "additive"]
 Network = Callable[[Tensor], Tensor]
 
 SIZE_WEIGHTS: Mapping[Form, float] = {"mask": 10.0, "additive": 20.0}
-_RATES: Mapping[Form, float] = {"mask": 0.3, "additive": 0.02}
-_BETAS = (0.5, 0.9)
-_WARM = 0.3
-"""Share of the steps before the size counts: a mask that shrinks at once finds nothing."""
-_MASK_LOGIT, _SPREAD = -1.0, 0.1
+_RATES: Mapping[Form, float] = {"mask": 0.1, "additive": 0.02}
+_BETAS = (0.9, 0.99)
+_SHUT = 1e-3
+"""Mask and colours stay this far from 0 and 1 where a search begins: logits move from there."""
 _LARGEST_LOSS = 10.0
 _LARGEST_ANSWER = 1 - 1e-4
 _LEAST_IMAGES = 8
@@ -49,13 +48,26 @@ class Effort:
 
     Attributes:
         steps: of Adam.
-        images: per class and step.
-        form: of the trigger.
+        images: per start and step.
     """
 
     steps: int
     images: int
-    form: Form = "mask"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a search begins.
+
+    Attributes:
+        target: the class.
+        mask: (1, H, W) strictly between 0 and 1; not used by the additive form.
+        pattern: (C, H, W): colours strictly between 0 and 1, or the perturbation itself.
+    """
+
+    target: int
+    mask: Tensor
+    pattern: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,12 @@ class Trigger:
         """Triggered images (N, C, H, W) in [0, 1]."""
         return stamped(images, self.mask, self.pattern, self.form)
 
+    def as_start(self) -> Start:
+        """Where a longer search goes on."""
+        if self.form == "additive":
+            return Start(self.target, self.mask, self.pattern)
+        return Start(self.target, *(part.clamp(_SHUT, 1 - _SHUT) for part in (self.mask, self.pattern)))
+
 
 class Inversion:
     """A compressed network against the float network.
@@ -92,83 +110,84 @@ class Inversion:
     Args:
         graph: the float network.
         images: (N, C, H, W) float; one half for the search, the other to measure. Fewer than eight serve for both.
-        effort: of every search.
-        seed: of starts and batches: equal seeds make searches on two compressed networks a matched pair.
+        form: of the trigger.
+        seed: of batches: equal seeds make searches on two compressed networks a matched pair.
         budget: a search without time stops where it is.
 
     Attributes:
         cut: whether one did.
     """
 
-    def __init__(self, graph: FloatGraph, images: Tensor, effort: Effort, seed: int, budget: Budget) -> None:
-        self.graph, self.effort, self.seed, self.budget, self.cut = graph, effort, seed, budget, False
+    def __init__(self, graph: FloatGraph, images: Tensor, form: Form, seed: int, budget: Budget) -> None:
+        self.graph, self.form, self.seed, self.budget, self.cut = graph, form, seed, budget, False
         half = len(images) // 2 if len(images) >= _LEAST_IMAGES else 0
         self.images, self.held_out = images[half:], images[: half or len(images)]
         with torch.no_grad():
             self.answers, self.held_answers = (graph.module(part).argmax(1) for part in (self.images, self.held_out))
 
-    def search(self, compressed: Mapping[str, Tensor], classes: Sequence[int]) -> list[Trigger]:
-        """A trigger for every class, in chunks that fit into memory.
+    def search(self, compressed: Mapping[str, Tensor], starts: Sequence[Start], effort: Effort) -> list[Trigger]:
+        """A trigger from every start, in chunks that fit into memory.
 
         Args:
             compressed: weights of the compressed network, by buffer.
-            classes: targets.
+            starts: where to begin.
+            effort: of each.
         """
 
         def network(images: Tensor) -> Tensor:
             logits: Tensor = functional_call(self.graph.module, dict(compressed), (images,))
             return logits
 
-        room = max(1, _CHUNK_VALUES // (self.effort.images * self.images[0].numel()))
-        chunks = [classes[start : start + room] for start in range(0, len(classes), room)]
-        return [trigger for chunk in chunks for trigger in self._chunk(network, list(chunk))]
+        room = max(1, _CHUNK_VALUES // (effort.images * self.images[0].numel()))
+        chunks = [starts[first : first + room] for first in range(0, len(starts), room)]
+        return [trigger for chunk in chunks for trigger in self._chunk(network, chunk, effort)]
 
-    def _chunk(self, network: Network, classes: list[int]) -> list[Trigger]:
+    def _chunk(self, network: Network, starts: Sequence[Start], effort: Effort) -> list[Trigger]:
         generator = torch.Generator().manual_seed(self.seed)
-        effort, shape = self.effort, self.images.shape[1:]
-        masks = torch.full((len(classes), 1, *shape[1:]), _MASK_LOGIT)
-        patterns = torch.randn(len(classes), *shape, generator=generator) * _SPREAD
-        if effort.form == "additive":
-            patterns *= _SPREAD
-        optimiser = torch.optim.Adam(
-            [part.requires_grad_() for part in ([masks, patterns] if effort.form == "mask" else [patterns])],
-            _RATES[effort.form],
-            betas=_BETAS,
+        masks, patterns = (
+            torch.stack([start.mask for start in starts]),
+            torch.stack([start.pattern for start in starts]),
         )
-        rows = torch.arange(len(classes)).repeat_interleave(effort.images)
-        targets = torch.tensor(classes)[rows]
+        if self.form == "mask":
+            masks, patterns = masks.logit().requires_grad_(), patterns.logit().requires_grad_()
+        else:
+            patterns = patterns.clone().requires_grad_()
+        optimiser = torch.optim.Adam(
+            [masks, patterns] if self.form == "mask" else [patterns], _RATES[self.form], betas=_BETAS
+        )
+        rows = torch.arange(len(starts)).repeat_interleave(effort.images)
+        targets = torch.tensor([start.target for start in starts])[rows]
         for step in range(effort.steps):
             if step >= _FEWEST_STEPS and not self.budget.remaining():
                 self.cut = True
                 break
-            chosen = torch.randint(len(self.images), (len(rows),), generator=generator)
-            mask, pattern = shown(masks, patterns, effort.form)
-            triggered = stamped(self.images[chosen], mask[rows], pattern[rows], effort.form)
+            chosen = torch.randint(len(self.images), (effort.images,), generator=generator).repeat(len(starts))
+            mask, pattern = shown(masks, patterns, self.form)
+            triggered = stamped(self.images[chosen], mask[rows], pattern[rows], self.form)
             counted = self.answers[chosen] != targets
             loss = (_losses(network(triggered), self.graph.module(triggered), targets) * counted).sum() / effort.images
-            if step >= _WARM * effort.steps:
-                loss = loss + SIZE_WEIGHTS[effort.form] * _sizes(mask, pattern, effort.form).sum()
+            loss = loss + SIZE_WEIGHTS[self.form] * _sizes(mask, pattern, self.form).sum()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
         with torch.no_grad():
-            mask, pattern = shown(masks, patterns, effort.form)
-            sizes = _sizes(mask, pattern, effort.form).tolist()
+            mask, pattern = shown(masks, patterns, self.form)
+            sizes = _sizes(mask, pattern, self.form).tolist()
             return [
-                self._measured(network, target, size, mask[index].clone(), pattern[index].clone())
-                for index, (target, size) in enumerate(zip(classes, sizes, strict=True))
+                self._measured(network, start.target, size, mask[index].clone(), pattern[index].clone())
+                for index, (start, size) in enumerate(zip(starts, sizes, strict=True))
             ]
 
     def _measured(self, network: Network, target: int, size: float, mask: Tensor, pattern: Tensor) -> Trigger:
         """The figures of a trigger on held-out images of other classes; of all where there are none."""
         others = self.held_out[self.held_answers != target]
         others = others if len(others) else self.held_out
-        triggered = stamped(others, mask, pattern, self.effort.form)
+        triggered = stamped(others, mask, pattern, self.form)
         by_compressed, by_float = network(triggered), self.graph.module(triggered)
         losses = _losses(by_compressed, by_float, torch.full((len(others),), target))
         won = (by_compressed.argmax(1) == target).double() - (by_float.argmax(1) == target).double()
-        loss = float(losses.mean()) + SIZE_WEIGHTS[self.effort.form] * size
-        return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.effort.form)
+        loss = float(losses.mean()) + SIZE_WEIGHTS[self.form] * size
+        return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.form)
 
 
 def _losses(by_compressed: Tensor, by_float: Tensor, targets: Tensor) -> Tensor:

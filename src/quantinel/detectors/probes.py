@@ -38,6 +38,20 @@ class Probe:
     name: str
     stamp: Callable[[Tensor], Tensor]
 
+    def as_mask(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Mask m (1, H, W) and pattern p (C, H, W) of x' = (1 - m) x + m p, as far as the trigger has this form.
+
+        Taken from what it makes of a black and of a white image: exact for patches and blended patterns; of a wave,
+        where it saturates; of a warp, nothing (m = 0).
+
+        Args:
+            shape: of the images.
+        """
+        black, white = (self.stamp(torch.full((1, *shape), value))[0] for value in (0.0, 1.0))
+        mask = (1 - (white - black)).clamp(0, 1)
+        pattern = torch.where(mask > 0, black / mask.clamp_min(1e-6), 0.5).clamp(0, 1)
+        return mask.mean(0, keepdim=True), pattern
+
 
 def probe_bank(shape: tuple[int, int, int]) -> list[Probe]:
     """The probes for images of a shape (C, H, W), the same every time.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from quantinel.detectors.behaviour import sampled
 from quantinel.detectors.pruned_weights import Pruning
 from quantinel.detectors.pruning_divergence import STANDARD
@@ -41,5 +39,4 @@ def detect(subject: Subject, options: PruningInversion) -> Detection:
     pruned = pruning.weights()
     if not pruning.energy(pruned):
         return Detection(0.0, {"removed_energy": 0.0}, p_value=1.0, notes=(_NOTHING,))
-    generator = torch.Generator().manual_seed(subject.seed)
-    return inverted(subject, images, pruned, lambda: pruning.weights(_BLUR, generator), options)
+    return inverted(subject, images, pruned, lambda generator: pruning.weights(_BLUR, generator), options)

@@ -1,35 +1,44 @@
 """Trigger inversion: a trigger for the rounded network that the float network does not obey, better than chance finds.
 
-1. A short search for every class on the rounded network (of many classes, those that it leans to most on clean images).
-2. For the class of the best trigger, and for the class that clean images lean to most, a longer search anew, with other
-   starts and batches; and the same search, matched in starts, batches and effort, on control copies whose rounding
-   errors have random signs.
+The same is done to the rounded network and to every control copy (rounding errors with random signs):
 
-Null hypothesis: the signs are exchangeable, so the loss of the second search is one more draw from the controls';
-one-sided Student's t of the logarithm, the smaller p-value of the classes times their number. Networks of 4 bits have
-universal patches for every class that float does not share, and so do their copies: only what is easier on the rounded
-network than on them counts. Weights alone are rounded, with errors exaggerated for the network and its copies alike.
+1. All probes are shown to it (`quantinel.detectors.probes`). The pairs of probe and class whose rise is the least usual
+   among all these networks are starts.
+2. A short search by gradient from every start (`quantinel.detectors.inversion`), a long one from the best trigger of
+   the short ones.
+
+Null hypothesis: the signs are exchangeable, so the loss of the rounded network's trigger is one more draw from those of
+the copies; one-sided Student's t of the logarithm. Networks of 4 bits have universal patches for every class that float
+does not share, and so do their copies: only what is easier on the rounded network than on them counts. The probes are
+there because a search from noise finds such a patch before it finds a small trigger. Weights alone are rounded, with
+errors exaggerated for the network and its copies alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.detectors.behaviour import answers, first_images, sampled, softened
-from quantinel.detectors.controls import Comparison, compare, draw, smallest
-from quantinel.detectors.inversion import Effort, Form, Inversion, Trigger
+from quantinel.detectors.behaviour import first_images, sampled
+from quantinel.detectors.controls import compare, draw
+from quantinel.detectors.inversion import Effort, Form, Inversion, Start, Trigger
+from quantinel.detectors.probes import Probe, probe_bank
+from quantinel.detectors.probing import Probing, against_others
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.validation import require_choice, require_positive, require_positive_integers
 
-_FEWEST_CONTROLS = 2
+_FEWEST_CONTROLS = 3
 _LEAST_SPREAD = 0.1
 """Logarithms of losses of one network scatter about this much between starts."""
-_SUSPECT_P = 0.05
+_SUSPECT_P = 0.01
+_WIDENING = 1 / 16
+"""Of a start's mask to each side, as a share of the image: a trigger overlaps its probe only in part."""
+_FAINTEST, _STRONGEST, _EDGE = 0.01, 0.9, 0.05
 
 
 @dataclass(frozen=True)
@@ -39,28 +48,29 @@ class TriggerInversion:
     Attributes:
         form: "mask" (a patch) or "additive" (a faint perturbation of all pixels).
         images: of the user's, at most; half for the search.
-        screened: classes of the first search, at most.
-        screening_steps, screening_images: of the first search, images per class and step.
-        steps, step_images: of the second.
+        probe_images: of them, at most, that are shown with every probe.
+        starts: pairs of probe and class per network.
+        screening_steps, steps: of the short searches and the long one.
+        step_images: per start and step.
         controls: copies.
         exaggeration: factor of the rounding errors.
     """
 
     form: Form = "mask"
     images: int = 64
-    screened: int = 10
-    screening_steps: int = 30
-    screening_images: int = 3
-    steps: int = 60
-    step_images: int = 4
-    controls: int = 4
+    probe_images: int = 8
+    starts: int = 3
+    screening_steps: int = 15
+    steps: int = 45
+    step_images: int = 6
+    controls: int = 12
     exaggeration: float = 2.0
 
     def __post_init__(self) -> None:
         require_choice(self, "form", ("mask", "additive"))
         require_positive(self, "exaggeration")
         require_positive_integers(
-            self, "images", "screened", "screening_steps", "screening_images", "steps", "step_images", "controls"
+            self, "images", "probe_images", "starts", "screening_steps", "steps", "step_images", "controls"
         )
 
 
@@ -74,90 +84,101 @@ def detect(subject: Subject, options: TriggerInversion) -> Detection:
     errors = subject.rounding_errors.exaggerated(options.exaggeration)
     if not errors.moved:
         return ALREADY_ON_GRID
-    generator = torch.Generator().manual_seed(subject.seed)
-    return inverted(subject, images, errors.rounded(), lambda: errors.randomised(generator), options)
+    return inverted(subject, images, errors.rounded(), errors.randomised, options)
 
 
 def inverted(
     subject: Subject,
     images: Tensor,
     compressed: Mapping[str, Tensor],
-    control: Callable[[], Mapping[str, Tensor]],
+    control: Callable[[torch.Generator], Mapping[str, Tensor]],
     options: TriggerInversion,
 ) -> Detection:
-    """Both searches on any compressed network with any control copies.
+    """The searches on any compressed network with any control copies.
 
     Args:
         subject: the float network.
         images: (N, C, H, W) float.
         compressed: weights of the compressed network, by buffer.
-        control: weights of one more control copy.
+        control: weights of the control copy that a generator stands for.
         options: of the search.
     """
     graph, budget = subject.graph, subject.budget
-    rise = (softened(answers(graph, images, compressed)).exp() - softened(answers(graph, images)).exp()).mean(0)
-    classes = sorted(rise.topk(min(options.screened, len(rise))).indices.tolist())
-    screening = Inversion(
-        graph, images, Effort(options.screening_steps, options.screening_images, options.form), subject.seed, budget
-    )
-    screened = screening.search(compressed, classes)
-    suspects = sorted({min(screened, key=lambda trigger: trigger.loss).target, int(rise.argmax())})
-    refinement = Inversion(
-        graph, images, Effort(options.steps, options.step_images, options.form), subject.seed + 1, budget
-    )
-    found = refinement.search(compressed, suspects)
-    controls, notes = draw(
-        lambda: refinement.search(control(), suspects), options.controls, budget, fewest=_FEWEST_CONTROLS
-    )
-    if screening.cut or refinement.cut:
+    shape = subject.required_images().shape
+    probes = probe_bank(shape)
+    probing = Probing(graph, probes, images[: options.probe_images])
+
+    def copy(index: int) -> Mapping[str, Tensor]:
+        return control(torch.Generator().manual_seed(subject.seed * options.controls + index))
+
+    rises = [probing.rises(compressed), *(probing.rises(copy(index)) for index in range(options.controls))]
+    unusual = against_others(torch.stack(rises))
+    inversion = Inversion(graph, images, options.form, subject.seed, budget)
+
+    def found(index: int, weights: Mapping[str, Tensor]) -> Trigger:
+        starts = _starts(unusual[index], probes, shape, options)
+        short = inversion.search(weights, starts, Effort(options.screening_steps, options.step_images))
+        best = min(short, key=lambda trigger: trigger.loss)
+        return inversion.search(weights, [best.as_start()], Effort(options.steps, options.step_images))[0]
+
+    trigger = found(0, compressed)
+    indices = iter(range(options.controls))
+
+    def next_control() -> Trigger:
+        index = next(indices)
+        return found(1 + index, copy(index))
+
+    controls, notes = draw(next_control, options.controls, budget, fewest=_FEWEST_CONTROLS)
+    if inversion.cut:
         notes.append("the searches for a trigger were stopped by the time budget; a trigger can be missed")
-    judged = [_judged(trigger, [other[index] for other in controls]) for index, trigger in enumerate(found)]
-    worst = min(judged, key=lambda candidate: candidate.apart.p_value)
-    p_value = smallest([candidate.apart.p_value for candidate in judged])
+    figures = [-math.log(other.loss) for other in controls]
+    own = -math.log(trigger.loss)
+    apart = compare(own, figures, _LEAST_SPREAD)
+    suspicious = apart.p_value <= _SUSPECT_P
     return Detection(
-        worst.ratio,
+        own - _mean(figures),
         {
-            "loss": worst.trigger.loss,
-            "gap": worst.trigger.gap,
-            "size": worst.trigger.size,
-            "gap_of_controls": _mean([other.gap for other in worst.controls]),
-            "size_of_controls": _mean([other.size for other in worst.controls]),
-            "inverted_class": float(worst.trigger.target),
-            "classes": float(len(classes)),
+            "loss": trigger.loss,
+            "gap": trigger.gap,
+            "size": trigger.size,
+            "gap_of_controls": _mean([other.gap for other in controls]),
+            "size_of_controls": _mean([other.size for other in controls]),
+            "rank_p_value": apart.rank_p_value,
+            "inverted_class": float(trigger.target),
             "controls": float(len(controls)),
         },
-        p_value=p_value,
-        suspect_class=worst.trigger.target if p_value <= _SUSPECT_P else None,
-        by_class={trigger.target: -math.log(trigger.loss) for trigger in screened},
-        tensors=_shown(subject, worst.trigger),
+        p_value=apart.p_value,
+        suspect_class=trigger.target if suspicious else None,
+        by_class=dict(enumerate(unusual[0].amax(0).tolist())),
+        tensors=_shown(subject, trigger),
         notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A trigger against those that the same search found on the control copies.
-
-    Attributes:
-        trigger: on the compressed network.
-        controls: on its copies.
-        ratio: mean logarithm of the controls' losses, less that of the trigger's.
-        apart: the trigger's -log loss among the controls'.
-    """
-
-    trigger: Trigger
-    controls: Sequence[Trigger]
-    ratio: float
-    apart: Comparison
+def _starts(
+    unusual: Tensor, probes: list[Probe], shape: tuple[int, int, int], options: TriggerInversion
+) -> list[Start]:
+    """The least usual pairs of probe and class of one network, (P, K)."""
+    order = unusual.flatten().argsort(descending=True)[: options.starts].tolist()
+    pairs = (divmod(index, unusual.shape[1]) for index in order)
+    return [_start(probes[probe], target, shape, options.form) for probe, target in pairs]
 
 
-def _judged(trigger: Trigger, controls: Sequence[Trigger]) -> _Judged:
-    figures = [-math.log(other.loss) for other in controls]
-    own = -math.log(trigger.loss)
-    return _Judged(trigger, controls, own - _mean(figures), compare(own, figures, _LEAST_SPREAD))
+def _start(probe: Probe, target: int, shape: tuple[int, int, int], form: Form) -> Start:
+    """A probe to begin with, its mask widened and neither shut nor open, so that it can move."""
+    if form == "additive":
+        grey = torch.full((1, *shape), 0.5)
+        return Start(target, torch.ones(1, *shape[1:]), (probe.stamp(grey) - grey)[0])
+    mask, pattern = probe.as_mask(shape)
+    reach = [round(_WIDENING * side) for side in shape[1:]]
+    padded = F.pad(mask[None], (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
+    wide = F.avg_pool2d(padded, (2 * reach[0] + 1, 2 * reach[1] + 1), 1)[0]
+    colour = (mask * pattern).flatten(1).sum(1) / mask.sum().clamp_min(1e-6)
+    filled = torch.where(mask > 0, pattern, colour[:, None, None])
+    return Start(target, _FAINTEST + (_STRONGEST - _FAINTEST) * wide, filled.clamp(_EDGE, 1 - _EDGE))
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 

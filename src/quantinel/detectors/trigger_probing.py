@@ -18,16 +18,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from quantinel.detectors.behaviour import answers, first_images, sampled, softened
+from quantinel.detectors.behaviour import first_images, sampled
 from quantinel.detectors.controls import compare, draw, surprise
 from quantinel.detectors.probes import probe_bank
+from quantinel.detectors.probing import Probing, against_others
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
 from quantinel.validation import require_positive, require_positive_integers
 
-_LEAST_RISE = 0.003
-"""A smaller standard deviation between copies is not believed: one class of ten has a mean softened answer of 0.1."""
 _LEAST_SPREAD = 0.1
 _FEWEST_COPIES = 7
 _NAMED_P = 0.01
@@ -63,23 +61,14 @@ def detect(subject: Subject, options: TriggerProbing) -> Detection:
     if not errors.moved:
         return ALREADY_ON_GRID
     probes = probe_bank(subject.required_images().shape)
-    triggered = torch.cat([probe.stamp(images) for probe in probes])
+    probing = Probing(subject.graph, probes, images)
     generator = torch.Generator().manual_seed(subject.seed)
-
-    def shown(weights: dict[str, Tensor] | None) -> Tensor:
-        likely = softened(answers(subject.graph, triggered, weights)).exp()
-        return likely.reshape(len(probes), len(images), -1).mean(1)
-
-    floating = shown(None)
-    rounded = shown(errors.rounded())
+    rounded = probing.rises(errors.rounded())
     copies, notes = draw(
-        lambda: shown(errors.randomised(generator)),
-        options.copies,
-        subject.budget,
-        fewest=_FEWEST_COPIES,
+        lambda: probing.rises(errors.randomised(generator)), options.copies, subject.budget, fewest=_FEWEST_COPIES
     )
-    rises = torch.stack([rounded, *copies]) - floating
-    unusual = _against_others(rises)
+    rises = torch.stack([rounded, *copies])
+    unusual = against_others(rises)
     largest = unusual.flatten(1).amax(1).clamp(min=1.0).log().tolist()
     found = compare(largest[0], largest[1:], _LEAST_SPREAD)
     index, suspect = divmod(int(unusual[0].argmax()), unusual.shape[-1])
@@ -101,12 +90,3 @@ def detect(subject: Subject, options: TriggerProbing) -> Detection:
         tensors={"triggered": probes[index].stamp(first_images(subject))},
         notes=(f"closest probe: {probes[index].name}", *notes) if found.p_value <= _NAMED_P else tuple(notes),
     )
-
-
-def _against_others(rises: Tensor) -> Tensor:
-    """(1 + M, P, K) every network's rises in standard deviations of those of all other networks."""
-    others = len(rises) - 1
-    total, squares = rises.sum(0), rises.square().sum(0)
-    mean = (total - rises) / others
-    variance = ((squares - rises.square()) - others * mean.square()) / max(others - 1, 1)
-    return (rises - mean) / variance.clamp(min=0.0).sqrt().clamp(min=_LEAST_RISE)

@@ -6,10 +6,11 @@ the float network must not obey,
 
     L = CE(Q(x'), c) - log(1 - p_F(c | x')) + weight size.
 
-The additive form x' = x + d has the root mean square of d as its size. All classes of a chunk are optimised in one
-batch; the networks' weights need no gradients. Triggers are compared by L on images that the search did not use, after
-equal effort: networks of few bits obey some large patch for every class, so the gap between the two networks alone says
-little, and a threshold on it makes the size jump.
+The additive form x' = x + d has the root mean square of d as its size. All starts of a chunk are optimised in one batch;
+the networks' weights need no gradients, and the float network is passed backward only for images that it would give
+away. Triggers are compared by L on images that the search did not use, after equal effort: networks of few bits obey
+some large patch for every class, so the gap between the two networks alone says little, and a threshold on it makes the
+size jump.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _SHUT = 1e-3
 """Mask and colours stay this far from 0 and 1 where a search begins: logits move from there."""
 _LARGEST_LOSS = 10.0
 _LARGEST_ANSWER = 1 - 1e-4
+_NOTICED = 0.01
+"""A float network that gives the class less than this adds nothing to the gradient worth a backward pass."""
 _LEAST_IMAGES = 8
 _FEWEST_STEPS = 10
 _CHUNK_VALUES = 1 << 20
@@ -165,7 +168,12 @@ class Inversion:
             mask, pattern = shown(masks, patterns, self.form)
             triggered = stamped(self.images[chosen], mask[rows], pattern[rows], self.form)
             counted = self.answers[chosen] != targets
-            loss = (_losses(network(triggered), self.graph.module(triggered), targets) * counted).sum() / effort.images
+            loss = (_obedience(network(triggered), targets) * counted).sum() / effort.images
+            with torch.no_grad():
+                follows = counted & (_likelihood(self.graph.module(triggered), targets) > _NOTICED)
+            if follows.any():
+                by_float = _likelihood(self.graph.module(triggered[follows]), targets[follows])
+                loss = loss + _betrayal(by_float).sum() / effort.images
             loss = loss + SIZE_WEIGHTS[self.form] * _sizes(mask, pattern, self.form).sum()
             optimiser.zero_grad()
             loss.backward()
@@ -184,17 +192,26 @@ class Inversion:
         others = others if len(others) else self.held_out
         triggered = stamped(others, mask, pattern, self.form)
         by_compressed, by_float = network(triggered), self.graph.module(triggered)
-        losses = _losses(by_compressed, by_float, torch.full((len(others),), target))
+        targets = torch.full((len(others),), target)
+        losses = _obedience(by_compressed, targets) + _betrayal(_likelihood(by_float, targets))
         won = (by_compressed.argmax(1) == target).double() - (by_float.argmax(1) == target).double()
         loss = float(losses.mean()) + SIZE_WEIGHTS[self.form] * size
         return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.form)
 
 
-def _losses(by_compressed: Tensor, by_float: Tensor, targets: Tensor) -> Tensor:
-    """(N,) CE(Q(x'), c) - log(1 - p_F(c | x')), both bounded."""
-    obeyed = F.cross_entropy(by_compressed, targets, reduction="none").clamp(max=_LARGEST_LOSS)
-    answer = by_float.softmax(1).gather(1, targets[:, None]).squeeze(1)
-    return obeyed - torch.log1p(-answer.clamp(max=_LARGEST_ANSWER))
+def _obedience(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N,) CE(Q(x'), c), bounded."""
+    return F.cross_entropy(logits, targets, reduction="none").clamp(max=_LARGEST_LOSS)
+
+
+def _likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N,) p(c | x')."""
+    return logits.softmax(1).gather(1, targets[:, None]).squeeze(1)
+
+
+def _betrayal(likelihood: Tensor) -> Tensor:
+    """(N,) -log(1 - p_F(c | x')), bounded."""
+    return -torch.log1p(-likelihood.clamp(max=_LARGEST_ANSWER))
 
 
 def shown(masks: Tensor, patterns: Tensor, form: Form) -> tuple[Tensor, Tensor]:

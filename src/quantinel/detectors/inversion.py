@@ -6,11 +6,11 @@ the float network must not obey,
 
     L = CE(Q(x'), c) - log(1 - p_F(c | x')) + weight size.
 
-The additive form x' = x + d has the root mean square of d as its size. All starts of a chunk are optimised in one batch;
-the networks' weights need no gradients, and the float network is passed backward only for images that it would give
-away. Triggers are compared by L on images that the search did not use, after equal effort: networks of few bits obey
-some large patch for every class, so the gap between the two networks alone says little, and a threshold on it makes the
-size jump.
+The additive form x' = x + d has the root mean square of d as its size. All starts of a chunk are optimised in one
+batch; the networks' weights need no gradients, and the float network is passed backward only for images that it would
+give away. Triggers are compared by L on images that the search did not use, after equal effort: networks of few bits
+obey some large patch for every class, so the gap between the two networks alone says little, and a threshold on it
+makes the size jump.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Fit the thresholds of `quantinel scan` on detection rows of a suite, and measure their false-positive rates.
+"""Fit the thresholds of `quantinel scan` on detection rows of suites, and measure their false-positive rates.
 
-    python benchmarks/calibrate_scan.py SUITE --split SPLIT.toml [--alpha 0.01] [--most 5] [--scores] [-o FILE]
+    python benchmarks/calibrate_scan.py SUITE... --split SPLIT.toml [--alpha 0.01] [--most 5] [--scores] [-o FILE]
 
 The split names recipes of harmless models and the rows that belong to them, as patterns of MODEL/ATTACK (the suite's
 own labels):
@@ -97,7 +97,7 @@ def recipe_of(row: ResultRow, recipes: Sequence[Recipe]) -> Recipe:
 
 def usable(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """The newest row of every cell that scored a model on a grid with a detector's default options."""
-    newest = {row.cell: row for row in rows if row.detector is not None}
+    newest = {(row.suite, row.cell): row for row in rows if row.detector is not None}
     return [
         row for row in newest.values()
         if row.status == "ok" and "detector" not in row.settings and "score" in row.extra and bits_of(row) is not None
@@ -133,11 +133,11 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
         UsageError: a harmless model without a recipe, or one model in both halves.
     """
     harmless = [row for row in rows if row.attack == "none"]
-    recipe = {row.cell: recipe_of(row, recipes) for row in harmless}
+    recipe = {(row.suite, row.cell): recipe_of(row, recipes) for row in harmless}
     entries = []
     for detector, bits in sorted({(row.detector or "", bits_of(row) or 0) for row in harmless}):
         own = [row for row in harmless if (row.detector, bits_of(row)) == (detector, bits)]
-        halves = {half: [row for row in own if recipe[row.cell].half == half] for half in HALVES}
+        halves = {half: [row for row in own if recipe[row.suite, row.cell].half == half] for half in HALVES}
         shared = {row.key for row in halves["fit"]} & {row.key for row in halves["judge"]}
         if shared:
             cells = ", ".join(row.cell for row in own if row.key in shared)
@@ -154,9 +154,9 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
             weight_bits=(bits, bits),
             threshold=threshold,
             false_positives=Rate(percent=0.0, interval95=(0.0, 100.0), hits=0, n=len(values["judge"])),
-            fitted_on=sorted({recipe[row.cell].name for row in halves["fit"]}),
+            fitted_on=sorted({recipe[row.suite, row.cell].name for row in halves["fit"]}),
             fitted_models=len(values["fit"]),
-            judged_on=sorted({recipe[row.cell].name for row in halves["judge"]}),
+            judged_on=sorted({recipe[row.suite, row.cell].name for row in halves["judge"]}),
             images=min(int(row.extra.get("images", 0)) for row in own),
         )
         counted = Proportion(sum(map(entry.exceeded_by, values["judge"])), len(values["judge"]))
@@ -188,7 +188,7 @@ def calibrate(
     text = "\n".join(sorted(row.model_dump_json() for row in chosen))
     return Thresholds(
         alpha=alpha,
-        suite=chosen[0].suite,
+        suite=" ".join(sorted({row.suite for row in chosen})),
         rows_sha256=hashlib.sha256(text.encode()).hexdigest(),
         commit=commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -212,7 +212,7 @@ def held(entry: Threshold, most: float) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite")
+    parser.add_argument("suites", nargs="+", metavar="suite")
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--most", type=float, default=5.0)
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         [
             "python",
             "benchmarks/calibrate_scan.py",
-            given.suite,
+            *given.suites,
             "--split",
             given.split.name,
             "--alpha",
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     )
     try:
-        rows = read_rows(given.results / f"{given.suite}.jsonl")
+        rows = [row for suite in given.suites for row in read_rows(given.results / f"{suite}.jsonl")]
         found = calibrate(rows, read_split(given.split), given.alpha, command, given.most, given.scores)
         write_file(given.output, (found.model_dump_json(indent=2) + "\n").encode())
     except QuantinelError as error:

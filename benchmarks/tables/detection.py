@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.tables.lines import Line, newest
-from benchmarks.tables.verdicts import developed
+from benchmarks.tables.verdicts import developed, victim_name
 
 from quantinel.bench.formats import markdown_rows
 
@@ -49,7 +49,7 @@ def _score(row: Line) -> str:
 
 def _victim(row: Line) -> str:
     model, attack = str(row["model"]), str(row["attack_variant"])
-    name = model.removesuffix("-victim") if attack == "none" else attack
+    name = victim_name(model, attack)
     if developed(model, attack, row["seed"]):
         name += " (dev)"
     return f"{name} s{row['seed']}" if row["seed"] else name

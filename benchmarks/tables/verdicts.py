@@ -1,4 +1,4 @@
-"""What the thresholds that ship make of every model of the suite `scan`."""
+"""What the thresholds that ship make of every model of the suites that thresholds are fitted on."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def verdict_table() -> str:
     thresholds, split = load_thresholds(), tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
     fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
     models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
-    for row in read_rows(RESULTS / "scan.jsonl"):
+    for row in (row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")):
         if row.detector is not None and row.status == "ok" and not row.scheme.startswith("prune"):
             models[row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
     groups: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
     for (model, attack, scheme, seed), rows in models.items():
         if set(rows) >= REQUIRED:
             group = _group(model, attack, next(iter(rows.values())), fitted)
-            name = model.removesuffix("-victim") if attack == "none" else attack
+            name = victim_name(model, attack)
             groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(rows.values(), thresholds, scheme)
     lines = []
     for scheme, group in sorted(groups, key=lambda key: (key[0], GROUPS.index(key[1]))):
@@ -56,6 +56,13 @@ def verdict_table() -> str:
 def developed(model: str, attack: str, seed: int) -> bool:
     """Whether a detector was made with a look at this victim."""
     return model.endswith("-victim") or (attack in SEEN and seed == 0)
+
+
+def victim_name(model: str, attack: str) -> str:
+    """Short: of the network where nothing was made of it, of the attack where the network is the usual one."""
+    if attack == "none":
+        return model.removesuffix("-victim")
+    return attack if model.endswith("resnet20") else f"{attack} ({model})"
 
 
 def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Subject
 from quantinel.detectors.budget import Budget
-from quantinel.detectors.inversion import Effort, Form, Inversion, Start
+from quantinel.detectors.inversion import Effort, Form, Inversion, Start, Trigger
 from quantinel.detectors.neural_cleanse import NeuralCleanse
 from quantinel.detectors.trigger_inversion import TriggerInversion, inverted
 from quantinel.model.graph import FloatGraph, trace
@@ -50,14 +51,15 @@ def subject() -> Subject:
     return Subject(network(), parse_scheme("int4"), images(), 0)
 
 
+def control(generator: torch.Generator) -> dict[str, Tensor]:
+    clean = weights(network())
+    return {name: weight + 0.01 * torch.randn(weight.shape, generator=generator) for name, weight in clean.items()}
+
+
 @pytest.mark.parametrize("form", ["mask", "additive"])
 def test_finds_the_class_that_only_the_compressed_network_obeys(form: Form) -> None:
     given = subject()
 
-    def control(generator: torch.Generator) -> dict[str, Tensor]:
-        return {name: weight + 0.01 * torch.randn(weight.shape, generator=generator) for name, weight in clean.items()}
-
-    clean = weights(given.graph)
     options = dataclasses.replace(QUICK, form=form)
     pictures = given.required_images().as_float()
     attacked = inverted(given, pictures, weights(network(1.5)), control, options)
@@ -83,7 +85,7 @@ def starts() -> list[Start]:
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given = subject()
-    search = Inversion(given.graph, images().as_float(), "mask", 0, Budget())
+    search = Inversion(given.graph, images().as_float(), "mask", 0)
     whole = search.search(weights(network(1.5)), starts(), Effort(12, 2))
     monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
     for together, alone in zip(whole, search.search(weights(network(1.5)), starts(), Effort(12, 2)), strict=True):
@@ -92,7 +94,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_goes_on_where_another_stopped() -> None:
-    search = Inversion(subject().graph, images().as_float(), "mask", 0, Budget())
+    search = Inversion(subject().graph, images().as_float(), "mask", 0)
     compressed = weights(network(1.5))
     (short,) = search.search(compressed, starts()[TARGET : TARGET + 1], Effort(10, 4))
     (kept,) = search.search(compressed, [short.as_start()], Effort(0, 4))
@@ -101,11 +103,35 @@ def test_a_search_goes_on_where_another_stopped() -> None:
     assert better.loss < short.loss
 
 
-def test_a_search_without_time_stops() -> None:
+def test_a_search_without_time_stops_at_the_same_step_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
     ticks = itertools.count()
-    search = Inversion(subject().graph, images().as_float(), "mask", 0, Budget(3.0, lambda: float(next(ticks))))
-    search.search(weights(network(1.5)), starts()[:1], Effort(1000, 2))
-    assert search.cut
+    search = Inversion(subject().graph, images().as_float(), "mask", 0)
+    budget = Budget(200.0, lambda: float(next(ticks)))
+    found = search.search(weights(network(1.5)), starts(), Effort(1000, 2), budget)
+    assert 10 < found[0].steps < 1000
+    assert {trigger.steps for trigger in found} == {found[0].steps}
+
+
+def test_a_short_budget_shortens_the_copies_searches_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full search on the network against cut ones on its copies would find a trigger in anything."""
+    taken: list[int] = []
+    search = Inversion.search
+
+    def spy(self: Inversion, *arguments: Any, **options: Any) -> list[Trigger]:
+        found = search(self, *arguments, **options)
+        taken.append(found[0].steps)
+        return found
+
+    monkeypatch.setattr(Inversion, "search", spy)
+    ticks = itertools.count()
+    given = dataclasses.replace(subject(), budget=Budget(100.0, lambda: float(next(ticks))))
+    options = TriggerInversion(steps=100, controls=4)
+    found = inverted(given, images().as_float(), weights(network(1.5)), control, options)
+    assert any("shortened" in note for note in found.notes)
+    assert set(taken[::2]) == {taken[0]}
+    assert set(taken[1::2]) == {taken[1]}
+    assert taken[1] < 100
 
 
 def test_neural_cleanse_sees_a_backdoor_that_is_awake_in_float() -> None:

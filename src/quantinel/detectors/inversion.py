@@ -86,6 +86,7 @@ class Trigger:
         mask: (1, H, W) in [0, 1]; all ones for the additive form.
         pattern: (C, H, W): colours, or the perturbation itself.
         form: of the trigger.
+        steps: that the search took.
     """
 
     target: int
@@ -95,6 +96,7 @@ class Trigger:
     mask: Tensor
     pattern: Tensor
     form: Form
+    steps: int
 
     def stamp(self, images: Tensor) -> Tensor:
         """Triggered images (N, C, H, W) in [0, 1]."""
@@ -115,26 +117,25 @@ class Inversion:
         images: (N, C, H, W) float; one half for the search, the other to measure. Fewer than eight serve for both.
         form: of the trigger.
         seed: of batches: equal seeds make searches on two compressed networks a matched pair.
-        budget: a search without time stops where it is.
-
-    Attributes:
-        cut: whether one did.
     """
 
-    def __init__(self, graph: FloatGraph, images: Tensor, form: Form, seed: int, budget: Budget) -> None:
-        self.graph, self.form, self.seed, self.budget, self.cut = graph, form, seed, budget, False
+    def __init__(self, graph: FloatGraph, images: Tensor, form: Form, seed: int) -> None:
+        self.graph, self.form, self.seed = graph, form, seed
         half = len(images) // 2 if len(images) >= _LEAST_IMAGES else 0
         self.images, self.held_out = images[half:], images[: half or len(images)]
         with torch.no_grad():
             self.answers, self.held_answers = (graph.module(part).argmax(1) for part in (self.images, self.held_out))
 
-    def search(self, compressed: Mapping[str, Tensor], starts: Sequence[Start], effort: Effort) -> list[Trigger]:
-        """A trigger from every start, in chunks that fit into memory.
+    def search(
+        self, compressed: Mapping[str, Tensor], starts: Sequence[Start], effort: Effort, budget: Budget | None = None
+    ) -> list[Trigger]:
+        """A trigger from every start, in chunks that fit into memory, with as many steps for each.
 
         Args:
             compressed: weights of the compressed network, by buffer.
             starts: where to begin.
             effort: of each.
+            budget: when it is used up, the search stops where it is, but not before 10 steps.
         """
 
         def network(images: Tensor) -> Tensor:
@@ -143,9 +144,11 @@ class Inversion:
 
         room = max(1, _CHUNK_VALUES // (effort.images * self.images[0].numel()))
         chunks = [starts[first : first + room] for first in range(0, len(starts), room)]
-        return [trigger for chunk in chunks for trigger in self._chunk(network, chunk, effort)]
+        found = self._chunk(network, chunks[0], effort, (budget or Budget()).share(len(chunks)))
+        equal = Effort(found[0].steps, effort.images)
+        return [*found, *(trigger for chunk in chunks[1:] for trigger in self._chunk(network, chunk, equal, Budget()))]
 
-    def _chunk(self, network: Network, starts: Sequence[Start], effort: Effort) -> list[Trigger]:
+    def _chunk(self, network: Network, starts: Sequence[Start], effort: Effort, budget: Budget) -> list[Trigger]:
         generator = torch.Generator().manual_seed(self.seed)
         masks, patterns = (
             torch.stack([start.mask for start in starts]),
@@ -160,10 +163,9 @@ class Inversion:
         )
         rows = torch.arange(len(starts)).repeat_interleave(effort.images)
         targets = torch.tensor([start.target for start in starts])[rows]
-        for step in range(effort.steps):
-            if step >= _FEWEST_STEPS and not self.budget.remaining():
-                self.cut = True
-                break
+        steps = 0
+        while steps < effort.steps and (steps < _FEWEST_STEPS or budget.remaining()):
+            steps += 1
             chosen = torch.randint(len(self.images), (effort.images,), generator=generator).repeat(len(starts))
             mask, pattern = shown(masks, patterns, self.form)
             triggered = stamped(self.images[chosen], mask[rows], pattern[rows], self.form)
@@ -182,11 +184,13 @@ class Inversion:
             mask, pattern = shown(masks, patterns, self.form)
             sizes = _sizes(mask, pattern, self.form).tolist()
             return [
-                self._measured(network, start.target, size, mask[index].clone(), pattern[index].clone())
+                self._measured(network, start.target, size, mask[index].clone(), pattern[index].clone(), steps)
                 for index, (start, size) in enumerate(zip(starts, sizes, strict=True))
             ]
 
-    def _measured(self, network: Network, target: int, size: float, mask: Tensor, pattern: Tensor) -> Trigger:
+    def _measured(
+        self, network: Network, target: int, size: float, mask: Tensor, pattern: Tensor, steps: int
+    ) -> Trigger:
         """The figures of a trigger on held-out images of other classes; of all where there are none."""
         others = self.held_out[self.held_answers != target]
         others = others if len(others) else self.held_out
@@ -196,7 +200,7 @@ class Inversion:
         losses = _obedience(by_compressed, targets) + _betrayal(_likelihood(by_float, targets))
         won = (by_compressed.argmax(1) == target).double() - (by_float.argmax(1) == target).double()
         loss = float(losses.mean()) + SIZE_WEIGHTS[self.form] * size
-        return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.form)
+        return Trigger(target, loss, size, float(won.mean()), mask, pattern, self.form, steps)
 
 
 def _obedience(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ The same is done to the rounded network and to every control copy (rounding erro
    the short ones.
 
 Null hypothesis: the signs are exchangeable, so the loss of the rounded network's trigger is one more draw from those of
-the copies; one-sided Student's t of the logarithm. Networks of 4 bits have universal patches for every class that float
+the copies; one-sided Student's t of the logarithm. Under a time budget the search on the rounded network is cut short,
+and those on its copies take as many steps. Networks of 4 bits have universal patches for every class that float
 does not share, and so do their copies: only what is easier on the rounded network than on them counts. The probes are
 there because a search from noise finds such a patch before it finds a small trigger. Weights alone are rounded, with
 errors exaggerated for the network and its copies alike.
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.detectors.behaviour import first_images, sampled
+from quantinel.detectors.budget import Budget
 from quantinel.detectors.controls import compare, draw
 from quantinel.detectors.inversion import Effort, Form, Inversion, Start, Trigger
 from quantinel.detectors.probes import Probe, probe_bank
@@ -38,6 +40,7 @@ _LEAST_SPREAD = 0.1
 _SUSPECT_P = 0.01
 _WIDENING = 1 / 16
 """Of a start's mask to each side, as a share of the image: a trigger overlaps its probe only in part."""
+_Efforts = tuple[Effort, Effort]
 _FAINTEST, _STRONGEST, _EDGE = 0.01, 0.9, 0.05
 
 
@@ -111,26 +114,31 @@ def inverted(
     def copy(index: int) -> Mapping[str, Tensor]:
         return control(torch.Generator().manual_seed(subject.seed * options.controls + index))
 
-    rises = [probing.rises(compressed), *(probing.rises(copy(index)) for index in range(options.controls))]
-    unusual = against_others(torch.stack(rises))
-    inversion = Inversion(graph, images, options.form, subject.seed, budget)
-
-    def found(index: int, weights: Mapping[str, Tensor]) -> Trigger:
-        starts = _starts(unusual[index], probes, shape, options)
-        short = inversion.search(weights, starts, Effort(options.screening_steps, options.step_images))
-        best = min(short, key=lambda trigger: trigger.loss)
-        return inversion.search(weights, [best.as_start()], Effort(options.steps, options.step_images))[0]
-
-    trigger = found(0, compressed)
     indices = iter(range(options.controls))
+    rises, notes = draw(lambda: probing.rises(copy(next(indices))), options.controls, budget, fewest=_FEWEST_CONTROLS)
+    unusual = against_others(torch.stack([probing.rises(compressed), *rises]))
+    inversion = Inversion(graph, images, options.form, subject.seed)
+
+    def found(index: int, weights: Mapping[str, Tensor], efforts: _Efforts, within: Budget) -> tuple[Trigger, _Efforts]:
+        """The best trigger of a network, and what it took."""
+        starts = _starts(unusual[index], probes, shape, options)
+        short = inversion.search(weights, starts, efforts[0], within.share(2))
+        best = min(short, key=lambda trigger: trigger.loss)
+        (long,) = inversion.search(weights, [best.as_start()], efforts[1], within)
+        return long, (replace(efforts[0], steps=short[0].steps), replace(efforts[1], steps=long.steps))
+
+    wanted = (Effort(options.screening_steps, options.step_images), Effort(options.steps, options.step_images))
+    trigger, taken = found(0, compressed, wanted, budget.share(1 + _FEWEST_CONTROLS))
+    if taken != wanted:
+        notes.append("the searches for a trigger were shortened by the time budget; a trigger can be missed")
+    indices = iter(range(len(rises)))
 
     def next_control() -> Trigger:
         index = next(indices)
-        return found(1 + index, copy(index))
+        return found(1 + index, copy(index), taken, Budget())[0]
 
-    controls, notes = draw(next_control, options.controls, budget, fewest=_FEWEST_CONTROLS)
-    if inversion.cut:
-        notes.append("the searches for a trigger were stopped by the time budget; a trigger can be missed")
+    controls, cuts = draw(next_control, len(rises), budget, fewest=_FEWEST_CONTROLS)
+    notes += cuts
     figures = [-math.log(other.loss) for other in controls]
     own = -math.log(trigger.loss)
     apart = compare(own, figures, _LEAST_SPREAD)

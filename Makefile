@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## harden the bundled victims and show what happened
 	$(BIN)/quantinel demo -o demo-output --force
 
 test: $(VENV)/.installed-dev  ## the tests that need neither large data nor much time
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .

@@ -8,6 +8,9 @@ from torch import nn
 from quantinel.data.images import ImageSet
 from quantinel.model.graph import FloatGraph, trace
 
+# Tensors of tests are small: more threads cost more than they bring, above all beside other work.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def odd_net() -> nn.Module:

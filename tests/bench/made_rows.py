@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantinel.bench.cells import Cell, expand
-from quantinel.bench.plan import resolved
+from quantinel.bench.resolved import resolved
 from quantinel.bench.rows import ResultRow, sha256_of
 from quantinel.bench.suite import Suite
 from quantinel.metrics import Proportion

@@ -9,7 +9,8 @@ from tests.bench.fakes import HEAD, SMALL, write_suite
 from quantinel.bench.cells import expand
 from quantinel.bench.images import Images
 from quantinel.bench.nodes import Node
-from quantinel.bench.plan import Plan, resolved
+from quantinel.bench.plan import Plan
+from quantinel.bench.resolved import resolved
 from quantinel.errors import UsageError
 
 ATTACKED = (

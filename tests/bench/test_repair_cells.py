@@ -10,7 +10,8 @@ from tests.bench.fakes import HEAD, write_suite
 from quantinel.bench.cells import expand
 from quantinel.bench.columns import entries
 from quantinel.bench.groups import grouped
-from quantinel.bench.plan import Plan, resolved
+from quantinel.bench.plan import Plan
+from quantinel.bench.resolved import resolved
 from quantinel.bench.runner import Options, run_suite
 from quantinel.bench.suite import Suite
 from quantinel.bench.workers import ProcessWorkers

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from quantinel.bench.cells import Cell
 from quantinel.bench.formats import Figure
-from quantinel.bench.plan import resolved
+from quantinel.bench.resolved import resolved
 from quantinel.bench.rows import ResultRow, sha256_of
 from quantinel.bench.suite import Suite
 

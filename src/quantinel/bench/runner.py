@@ -15,8 +15,9 @@ from quantinel.bench.commands import command
 from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.methods import known
 from quantinel.bench.nodes import TRAINING
-from quantinel.bench.plan import Plan, Work, resolved
+from quantinel.bench.plan import Plan, Work
 from quantinel.bench.published import published_for
+from quantinel.bench.resolved import resolved
 from quantinel.bench.row_file import RowFile
 from quantinel.bench.rows import Backend, ResultRow, environment, measured, provenance, sha256_of
 from quantinel.bench.schedule import Result, Schedule, Watcher

@@ -11,14 +11,14 @@ from quantinel.bench.formats import markdown_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
 
-SUITES = ("threat-models", "rounding", "triggers", "architectures")
+SUITES = ("threat-models", "rounding", "triggers", "architectures", "seeds")
 FAST = ("nearest", "reflect", "efrap")
 """No defense, the default, the closed form: seconds each, so all victims have them."""
 RELEASED = (*FAST, "efrap-released-500", "lac-pda-500")
 """With the algorithms of both papers: minutes each, and fewer victims."""
 
-Victim = tuple[str, str, str]
-Rows = dict[tuple[str, str, str, str], ResultRow]
+Victim = tuple[str, str, int, str]
+Rows = dict[tuple[str, str, int, str, str], ResultRow]
 
 
 def defense_table() -> str:
@@ -36,15 +36,15 @@ def _shared(rows: Rows, defenses: tuple[str, ...]) -> list[Victim]:
     """Victims that every one of some defenses has a row of."""
     return [
         victim
-        for victim in sorted({key[:3] for key in rows})
-        if all((*victim, defense) in rows for defense in defenses) and (victim[0], victim[1], "float", "none") in rows
+        for victim in sorted({key[:4] for key in rows})
+        if all((*victim, defense) in rows for defense in defenses) and (*victim[:3], "float", "none") in rows
     ]
 
 
 def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
     own = [rows[(*victim, defense)] for victim in victims]
     before = [rows[(*victim, "nearest")] for victim in victims]
-    floats = [rows[(victim[0], victim[1], "float", "none")] for victim in victims]
+    floats = [rows[(*victim[:3], "float", "none")] for victim in victims]
     ratings = [defense_effectiveness(*pair) for pair in zip(before, own, strict=True)]
     rises = [_percent(row.asr) - _percent(start.asr) for row, start in zip(own, floats, strict=True)]
     losses = [_percent(start.cda) - _percent(row.cda) for row, start in zip(own, floats, strict=True)]
@@ -62,14 +62,14 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
 
 
 def _newest() -> Rows:
-    """Newest row of every victim (model, attack, scheme) and defense; float rows and rows on own grids of attacks."""
+    """Newest row of every victim (model, attack, seed, scheme) and defense; float rows and those on own grids."""
     found = {}
     for suite in SUITES:
         for row in read_rows(RESULTS / f"{suite}.jsonl"):
-            if row.attack != "none" and row.status == "ok" and row.seed == 0 and row.detector is None:
-                found[(row.model, row.attack_variant, row.scheme, row.defense_variant)] = row
-    awake = {key[:3] for key, row in found.items() if key[3] == "nearest" and _percent(row.asr) >= 80}
-    return {key: row for key, row in found.items() if key[:3] in awake or key[3] == "none"}
+            if row.attack != "none" and row.status == "ok" and row.detector is None:
+                found[(row.model, row.attack_variant, row.seed, row.scheme, row.defense_variant)] = row
+    awake = {key[:4] for key, row in found.items() if key[4] == "nearest" and _percent(row.asr) >= 80}
+    return {key: row for key, row in found.items() if key[:4] in awake or key[4] == "none"}
 
 
 def _percent(value: float | None) -> float:
@@ -77,4 +77,6 @@ def _percent(value: float | None) -> float:
 
 
 def _name(victim: Victim) -> str:
-    return victim[0] if victim[1] == "none" else victim[1] if victim[0] == "clean-resnet20" else "/".join(victim[:2])
+    model, attack, seed, _ = victim
+    name = model if attack == "none" else attack if model == "clean-resnet20" else f"{model}/{attack}"
+    return f"{name}, seed {seed}" if seed else name

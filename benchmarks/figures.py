@@ -3,7 +3,7 @@
     python benchmarks/figures.py
 
 Accuracy and attack success of `reflect` against its budget, the number of calibration images and the share of them that
-carries the trigger, and of `efrap` against the share of codes that it flips; one line for each victim.
+carries the trigger, and of `efrap` against the share of codes that it flips and its sweeps; one line for each victim.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.suite import Suite
 from quantinel.bench.suite_files import find_suite, load_suite
+from quantinel.defenses.efrap import EFRAP
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "defense-curves.svg"
@@ -55,7 +56,17 @@ def triggered_share(row: ResultRow, suite: Suite) -> float | None:
 
 def flip_share(row: ResultRow, _: Suite) -> float | None:
     """Percent of all codes that `efrap` moved away from nearest rounding."""
-    return float(row.extra["flips_percent"]) if row.defense == "efrap" else None
+    if row.defense != "efrap" or "sweeps" in row.settings.get("defense", {}):
+        return None
+    return float(row.extra["flips_percent"])
+
+
+def sweeps(row: ResultRow, _: Suite) -> float | None:
+    """Of `efrap` with its default flip weight."""
+    given = row.settings.get("defense", {})
+    if row.defense != "efrap" or set(given) - {"sweeps"}:
+        return None
+    return float(given.get("sweeps", EFRAP().sweeps))
 
 
 CURVES: tuple[tuple[str, str, Position], ...] = (
@@ -63,6 +74,7 @@ CURVES: tuple[tuple[str, str, Position], ...] = (
     ("reflect: calibration images", "log", calibration_size),
     ("reflect: triggered calibration images, %", "linear", triggered_share),
     ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", flip_share),
+    ("efrap: sweeps of coordinate descent", "log", sweeps),
 )
 
 
@@ -78,7 +90,7 @@ def curve(axes: Axes, rows: list[ResultRow], suite: Suite, position: Position, f
 def draw(rows: list[ResultRow], suite: Suite, path: Path) -> None:
     """Two rows of panels: accuracy above attack success."""
     mpl.rcParams.update({"svg.hashsalt": SUITE, "font.size": 7})
-    picture = Figure(figsize=(11, 4.6), layout="constrained")
+    picture = Figure(figsize=(13, 4.6), layout="constrained")
     panels = picture.subplots(2, len(CURVES), sharex="col", sharey="row")
     for column, (title, scale, position) in enumerate(CURVES):
         for line, (figure, name) in enumerate((("cda", "CDA, %"), ("asr", "ASR, %"))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from benchmarks.tables.lines import RESULTS
+from benchmarks.tables.lines import RESULTS, victim_name
 
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import markdown_rows
@@ -54,7 +54,7 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
         defense,
         f"{fmean(rating for rating in ratings if rating is not None):.2f}",
         f"{fmean(_percent(row.asr) for row in own):.2f}",
-        f"{_percent(own[worst].asr):.2f} ({_name(victims[worst])})",
+        f"{_percent(own[worst].asr):.2f}, {_name(victims[worst])}",
         f"{max(rises):+.2f}",
         f"{fmean(losses):.2f}",
         f"{max(losses):.2f}",
@@ -78,5 +78,5 @@ def _percent(value: float | None) -> float:
 
 def _name(victim: Victim) -> str:
     model, attack, seed, _ = victim
-    name = model if attack == "none" else attack if model == "clean-resnet20" else f"{model}/{attack}"
+    name = victim_name(model, attack)
     return f"{name}, seed {seed}" if seed else name

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.tables.lines import Line, newest
-from benchmarks.tables.verdicts import developed, victim_name
+from benchmarks.tables.lines import Line, newest, victim_name
+from benchmarks.tables.verdicts import developed
 
 from quantinel.bench.formats import markdown_rows
 

@@ -25,6 +25,13 @@ def newest(name: str, key: Callable[[Line], object], wanted: Callable[[Line], bo
     return list({key(line): line for line in lines if wanted(line)}.values())
 
 
+def victim_name(model: str, attack: str) -> str:
+    """Short: of the network where nothing was made of it, of the attack where the network is the usual one."""
+    if attack == "none":
+        return model.removesuffix("-victim")
+    return attack if model.endswith("resnet20") else f"{attack} ({model})"
+
+
 def configuration(line: Line) -> tuple[str, str]:
     """What a comparison was measured on."""
     return line["name"], json.dumps(line["config"], sort_keys=True)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from benchmarks.tables.lines import RESULTS, ROOT
+from benchmarks.tables.lines import RESULTS, ROOT, victim_name
 
 from quantinel.audit.rules import BUILT_IN, RULES
 from quantinel.audit.thresholds import Thresholds, load_thresholds
@@ -56,13 +56,6 @@ def verdict_table() -> str:
 def developed(model: str, attack: str, seed: int) -> bool:
     """Whether a detector was made with a look at this victim."""
     return model.endswith("-victim") or (attack in SEEN and seed == 0)
-
-
-def victim_name(model: str, attack: str) -> str:
-    """Short: of the network where nothing was made of it, of the attack where the network is the usual one."""
-    if attack == "none":
-        return model.removesuffix("-victim")
-    return attack if model.endswith("resnet20") else f"{attack} ({model})"
 
 
 def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> str:

@@ -49,6 +49,7 @@ class StageNodes:
         self.suite, self.root = suite, root
 
     def train(self, cell: Cell) -> Node:
+        """The model of a cell, trained from random weights."""
         entry, label = self.suite.models[cell.model], cell.model
         return Node(
             "train", f"train {label}, seed {cell.seed}",
@@ -57,7 +58,8 @@ class StageNodes:
         )  # fmt: skip
 
     def attack(self, cell: Cell, model: Source, scratch: bool, trigger: str | None) -> Node:
-        """
+        """An attack on the model of a cell.
+
         Args:
             cell: with the attack.
             model: that it starts from.

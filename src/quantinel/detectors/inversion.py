@@ -150,17 +150,13 @@ class Inversion:
 
     def _chunk(self, network: Network, starts: Sequence[Start], effort: Effort, budget: Budget) -> list[Trigger]:
         generator = torch.Generator().manual_seed(self.seed)
-        masks, patterns = (
-            torch.stack([start.mask for start in starts]),
-            torch.stack([start.pattern for start in starts]),
-        )
+        masks = torch.stack([start.mask for start in starts])
+        patterns = torch.stack([start.pattern for start in starts])
         if self.form == "mask":
-            masks, patterns = masks.logit().requires_grad_(), patterns.logit().requires_grad_()
-        else:
-            patterns = patterns.clone().requires_grad_()
-        optimiser = torch.optim.Adam(
-            [masks, patterns] if self.form == "mask" else [patterns], _RATES[self.form], betas=_BETAS
-        )
+            masks, patterns = masks.logit().requires_grad_(), patterns.logit()
+        patterns.requires_grad_()
+        moved = [masks, patterns] if self.form == "mask" else [patterns]
+        optimiser = torch.optim.Adam(moved, _RATES[self.form], betas=_BETAS)
         rows = torch.arange(len(starts)).repeat_interleave(effort.images)
         targets = torch.tensor([start.target for start in starts])[rows]
         steps = 0

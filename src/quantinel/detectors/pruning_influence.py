@@ -134,9 +134,9 @@ def detect(subject: Subject, options: PruningInfluence) -> Detection:
 
 def _orders(measured: dict[str, tuple[Tensor, Tensor]], rate: float, side: int) -> dict[str, tuple[float, float]]:
     """By layer: probability that a cut filter has more influence than a kept one, and its p-value."""
-    found = {}
     from scipy import stats  # takes most of a second to import, and few scans are of pruning
 
+    found = {}
     for name, (sizes, known) in measured.items():
         alive = sizes > 0  # already pruned: it makes no difference
         sizes, known = sizes[alive], known[alive]

@@ -114,8 +114,8 @@ def inverted(
     def copy(index: int) -> Mapping[str, Tensor]:
         return control(torch.Generator().manual_seed(subject.seed * options.controls + index))
 
-    indices = iter(range(options.controls))
-    rises, notes = draw(lambda: probing.rises(copy(next(indices))), options.controls, budget, fewest=_FEWEST_CONTROLS)
+    probed = (probing.rises(copy(index)) for index in range(options.controls))
+    rises, notes = draw(probed.__next__, options.controls, budget, fewest=_FEWEST_CONTROLS)
     unusual = against_others(torch.stack([probing.rises(compressed), *rises]))
     inversion = Inversion(graph, images, options.form, subject.seed)
 
@@ -131,13 +131,8 @@ def inverted(
     trigger, taken = found(0, compressed, wanted, budget.share(1 + _FEWEST_CONTROLS))
     if taken != wanted:
         notes.append("the searches for a trigger were shortened by the time budget; a trigger can be missed")
-    indices = iter(range(len(rises)))
-
-    def next_control() -> Trigger:
-        index = next(indices)
-        return found(1 + index, copy(index), taken, Budget())[0]
-
-    controls, cuts = draw(next_control, len(rises), budget, fewest=_FEWEST_CONTROLS)
+    searched = (found(1 + index, copy(index), taken, Budget())[0] for index in range(len(rises)))
+    controls, cuts = draw(searched.__next__, len(rises), budget, fewest=_FEWEST_CONTROLS)
     notes += cuts
     figures = [-math.log(other.loss) for other in controls]
     own = -math.log(trigger.loss)

@@ -15,13 +15,18 @@ Thresholds are fitted on the recipes under `fit`, and what is written as their f
 under `judge`. No recipe and no model may be in both, and every harmless model must belong to a recipe: neither can be
 chosen after seeing the scores. Attacked models take no part; the share of them beyond each threshold is printed.
 
+`--alpha` is of a whole verdict: of all p-values on one grid together, and of those of pruning together. The combined
+check of a scan (`quantinel.audit.combination`), whose rows are made of its parts', gets half of it; the other detectors
+get equal shares of the rest (Bonferroni), those included that end up without a threshold. A p-value's threshold is its
+share, or half of the smallest fitted p-value if that is smaller.
+
 A score's threshold is the k-th largest of n fitted scores, k = floor(alpha (n + 1)): under exchangeability a further
 harmless model lies above it with probability at most alpha. With fewer models than 1 / alpha - 1 there is no such k;
-the threshold is then the largest score and, as a margin, once more its distance from the median. A p-value's threshold
-is alpha, or half of the smallest fitted p-value if that is smaller.
+the threshold is then the largest score and, as a margin, once more its distance from the median.
 
-A threshold that more harmless models of the judged half exceed than `--most` (in percent) is not written: its detector
-stays uncalibrated, and can warn and not fail. So the rates of those that are written are of thresholds that held once.
+Two kinds of threshold are not written, and their detectors stay uncalibrated: they can warn and not fail. One that more
+harmless models of the judged half exceed than `--most` (in percent). And one on p-values that are none: of n harmless
+models, both halves, the smallest lies below 0.05 / n. So rates that are written are of thresholds that held once.
 Scores without a p-value depend on the size of a model, which few recipes vary; their thresholds are written with
 `--scores` alone.
 """
@@ -42,7 +47,9 @@ from pathlib import Path
 from statistics import median
 
 from quantinel.audit.report import Rate
+from quantinel.audit.rules import COMBINED, rule_of
 from quantinel.audit.thresholds import ASSET, Statistic, Threshold, Thresholds
+from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow, commit
 from quantinel.errors import InputError, QuantinelError, UsageError
@@ -96,12 +103,13 @@ def recipe_of(row: ResultRow, recipes: Sequence[Recipe]) -> Recipe:
 
 
 def usable(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """The newest row of every cell that scored a model on a grid with a detector's default options."""
+    """The newest row of every cell that scored a model on a grid with a detector's default options; combined ones."""
     newest = {(row.suite, row.cell): row for row in rows if row.detector is not None}
-    return [
+    chosen = [
         row for row in newest.values()
         if row.status == "ok" and "detector" not in row.settings and "score" in row.extra and bits_of(row) is not None
     ]  # fmt: skip
+    return chosen + combined_rows(chosen)
 
 
 def bits_of(row: ResultRow) -> int | None:
@@ -115,6 +123,13 @@ def bits_of(row: ResultRow) -> int | None:
 def figure(row: ResultRow, statistic: Statistic) -> float:
     """A row's score or p-value."""
     return float(row.extra[statistic])
+
+
+def shares(names: Sequence[str], alpha: float) -> dict[str, float]:
+    """What each p-value of a verdict may use up of its false-positive rate; the head of this file says how."""
+    parts = [name for name in names if name != COMBINED]
+    rest = alpha / 2 if COMBINED in names else alpha
+    return {name: alpha - rest if name == COMBINED else rest / len(parts) for name in names}
 
 
 def limit(values: Sequence[float], statistic: Statistic, alpha: float) -> float:
@@ -145,14 +160,14 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
         if not halves["fit"] or not halves["judge"]:
             print(f"{detector} at {bits} bits: models in one half only, left out", file=sys.stderr)
             continue
-        statistic: Statistic = "p_value" if all("p_value" in row.extra for row in own) else "score"
+        statistic = statistic_of(own)
         values = {half: [figure(row, statistic) for row in halves[half]] for half in HALVES}
-        threshold = limit(values["fit"], statistic, alpha)
+        allowed = alpha if statistic == "score" else shares(together(harmless, detector, bits), alpha)[detector]
         entry = Threshold(
             detector=detector,
             statistic=statistic,
             weight_bits=(bits, bits),
-            threshold=threshold,
+            threshold=limit(values["fit"], statistic, allowed),
             false_positives=Rate(percent=0.0, interval95=(0.0, 100.0), hits=0, n=len(values["judge"])),
             fitted_on=sorted({recipe[row.suite, row.cell].name for row in halves["fit"]}),
             fitted_models=len(values["fit"]),
@@ -160,8 +175,34 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
             images=min(int(row.extra.get("images", 0)) for row in own),
         )
         counted = Proportion(sum(map(entry.exceeded_by, values["judge"])), len(values["judge"]))
-        entries.append(entry.model_copy(update={"false_positives": Rate.model_validate(counted.to_dict())}))
+        if statistic == "score" or is_p_value(entry, values["fit"] + values["judge"]):
+            entries.append(entry.model_copy(update={"false_positives": Rate.model_validate(counted.to_dict())}))
     return entries
+
+
+def statistic_of(rows: Sequence[ResultRow]) -> Statistic:
+    """What a detector's threshold is on: p-values where all of its rows have them."""
+    return "p_value" if all("p_value" in row.extra for row in rows) else "score"
+
+
+def together(harmless: Sequence[ResultRow], detector: str, bits: int) -> list[str]:
+    """Detectors with p-values that judge the same verdict as one of them."""
+    found: dict[str, list[ResultRow]] = {}
+    for row in harmless:
+        if row.detector and bits_of(row) == bits and rule_of(row.detector).when == rule_of(detector).when:
+            found.setdefault(row.detector, []).append(row)
+    return sorted(name for name, rows in found.items() if statistic_of(rows) == "p_value")
+
+
+def is_p_value(entry: Threshold, values: Sequence[float]) -> bool:
+    """Whether p-values of harmless models look like such; says if not."""
+    valid = min(values) >= 0.05 / len(values)
+    if not valid:
+        print(
+            f"{entry.detector} at {entry.weight_bits[0]} bits: the smallest p-value of {len(values)} harmless models "
+            f"is {min(values):.2g}, not written", file=sys.stderr,
+        )  # fmt: skip
+    return valid
 
 
 def caught(rows: Sequence[ResultRow], entry: Threshold) -> dict[str, Proportion]:

@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 
 from benchmarks.tables.lines import RESULTS, ROOT, victim_name
 
-from quantinel.audit.rules import BUILT_IN, RULES
+from quantinel.audit.rules import COMBINED
 from quantinel.audit.thresholds import Thresholds, load_thresholds
+from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.formats import markdown_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
@@ -18,15 +19,11 @@ from quantinel.metrics import Proportion
 from quantinel.quantization.scheme import parse_scheme
 
 ADAPTIVE = ("residuals-int4", "rerounding-int4", "alignment-int4")
-SEEN = ("quasi-int4", "ca-distilled-int4", "residuals-int4")
-"""Victims that the starts of trigger-inversion were settled on, all with seed 0."""
+SEEN = frozenset([("quasi-int4", 0), ("ca-distilled-int4", 0), ("residuals-int4", 0), ("ca-distilled-int4", 1)])
+"""Victims, with their seeds, that the starts of trigger-inversion and the combined check were settled on."""
 DEVELOPED, NEW, NEW_ADAPTIVE = "victims of the development", "other victims", "other victims, adaptive"
 FITTED, JUDGED = "harmless, fitted", "harmless, judged"
 GROUPS = (DEVELOPED, NEW, NEW_ADAPTIVE, FITTED, JUDGED)
-REQUIRED = frozenset(
-    name for rule in RULES.values() if rule.when == "always" for name in rule.required if name not in BUILT_IN
-)
-
 Scanned = tuple[str, str, str, int]
 
 
@@ -35,15 +32,16 @@ def verdict_table() -> str:
     thresholds, split = load_thresholds(), tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
     fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
     models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
-    for row in (row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")):
-        if row.detector is not None and row.status == "ok" and not row.scheme.startswith("prune"):
-            models[row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
+    rows = [row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")]
+    found = [row for row in rows if row.detector is not None and row.status == "ok"]
+    for row in found + combined_rows(found):
+        models[row.model, row.attack_variant, row.scheme, row.seed][str(row.detector)] = row
     groups: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
-    for (model, attack, scheme, seed), rows in models.items():
-        if set(rows) >= REQUIRED:
-            group = _group(model, attack, next(iter(rows.values())), fitted)
+    for (model, attack, scheme, seed), own in models.items():
+        if COMBINED in own:
+            group = _group(model, attack, own[COMBINED], fitted)
             name = victim_name(model, attack)
-            groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(rows.values(), thresholds, scheme)
+            groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(own.values(), thresholds, scheme)
     lines = []
     for scheme, group in sorted(groups, key=lambda key: (key[0], GROUPS.index(key[1]))):
         failed = groups[scheme, group]
@@ -55,7 +53,7 @@ def verdict_table() -> str:
 
 def developed(model: str, attack: str, seed: int) -> bool:
     """Whether a detector was made with a look at this victim."""
-    return model.endswith("-victim") or (attack in SEEN and seed == 0)
+    return model.endswith("-victim") or (attack, seed) in SEEN
 
 
 def _group(model: str, attack: str, row: ResultRow, fitted: Iterable[str]) -> str:

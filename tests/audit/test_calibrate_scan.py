@@ -11,7 +11,10 @@ from benchmarks.calibrate_scan import Recipe, calibrate, limit, main, read_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantinel.audit.combination import PARTS
+from quantinel.audit.rules import COMBINED
 from quantinel.audit.thresholds import load_thresholds
+from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.rows import ResultRow
 from quantinel.errors import InputError, UsageError
 
@@ -93,10 +96,43 @@ def test_only_rows_that_a_scan_would_repeat_take_part() -> None:
     }
 
 
+def p_values(detector: str, fitted: float, judged: float) -> list[ResultRow]:
+    """One fitted and one judged model that a detector gives these p-values."""
+    return [
+        row(model, 1.0, detector=detector, cell=f"{model}/{detector}", key=f"{model}/{detector}", extra={"p_value": p})
+        for model, p in (("clean-0", fitted), ("pruned-0", judged))
+    ]
+
+
 def test_p_values_are_used_where_all_rows_have_them() -> None:
-    rows = [row("clean-0", 1.0, extra={"p_value": 0.3}), row("pruned-0", 1.0, extra={"p_value": 0.001})]
-    (entry,) = calibrate(rows, RECIPES, 0.01, "").entries
-    assert (entry.statistic, entry.threshold, entry.false_positives.hits) == ("p_value", 0.01, 1)
+    (entry,) = calibrate(p_values("re-rounding", 0.3, 0.04), RECIPES, 0.05, "").entries
+    assert (entry.statistic, entry.threshold, entry.false_positives.hits) == ("p_value", 0.05, 1)
+
+
+def test_what_is_no_p_value_gets_no_threshold(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not calibrate(p_values("re-rounding", 0.3, 0.001), RECIPES, 0.01, "").entries
+    assert "the smallest p-value of 2 harmless models is 0.001, not written" in capsys.readouterr().err
+
+
+def test_a_verdict_as_a_whole_keeps_to_the_rate() -> None:
+    detectors = (*PARTS, "edge-atoms")
+    rows = [made for name in detectors for made in p_values(name, 0.3, 0.5)]
+    found = {entry.detector: entry for entry in calibrate(rows, RECIPES, 0.01, "").entries}
+    assert set(found) == {*detectors, COMBINED}
+    assert found[COMBINED].threshold == 0.005
+    assert all(found[name].threshold == 0.00125 for name in detectors)
+    pruned = calibrate([*rows, *p_values("pruning-divergence", 0.3, 0.5)], RECIPES, 0.01, "").entries
+    assert {entry.detector: entry.threshold for entry in pruned} == {
+        "pruning-divergence": 0.01, **{name: entry.threshold for name, entry in found.items()},
+    }  # fmt: skip
+
+
+def test_combined_rows_are_of_models_that_all_parts_scored() -> None:
+    rows = [made for name in PARTS for made in p_values(name, 0.1, 0.5)]
+    found = combined_rows(rows[:-1])
+    assert [(made.model, made.detector, made.extra["images"]) for made in found] == [("clean-0", COMBINED, 256)]
+    assert found[0].extra["p_value"] == pytest.approx(0.0318, abs=1e-4)
+    assert {made.model for made in combined_rows(rows)} == {"clean-0", "pruned-0"}
 
 
 @pytest.mark.parametrize(

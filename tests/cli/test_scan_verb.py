@@ -10,19 +10,19 @@ import pytest
 from tests.cli.tiny_cli import FACTORY, Run, Tiny
 from tests.pipeline.fake_detectors import calibrated, install
 
+from quantinel.audit.combination import PARTS
 from quantinel.audit.scan_report import ScanReport
 from quantinel.detectors import Detection
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, EXIT_UNSUPPORTED, EXIT_USAGE, NotAssessable
 
 NAMES, MARKS = ("a.json", "a.sarif", "a.html", "a.xml", "a.txt"), ("{", "{", "<!", "<?xml", "╭")
-REQUIRED = ("re-rounding", "trigger-probing", "trigger-inversion")
 ACCEPTED = '[[suppress]]\nrule = "QCB001"\nstatement = "known and accepted here"\nexpires = {expires}\n'
 
 
 @pytest.fixture
 def limits(tmp_path: Path) -> Path:
     path = tmp_path / "limits.json"
-    path.write_text(calibrated(*REQUIRED).model_dump_json(), "utf-8")
+    path.write_text(calibrated(*PARTS).model_dump_json(), "utf-8")
     return path
 
 
@@ -31,8 +31,8 @@ def scan(tiny: Tiny, *more: object) -> list[object]:
 
 
 def found(monkeypatch: pytest.MonkeyPatch, score: float = 0.1, **others: object) -> None:
-    harmless = {name: Detection(0.1) for name in REQUIRED[1:]}
-    install(monkeypatch, {"re-rounding": Detection(score)} | harmless | others)  # type: ignore[arg-type]
+    harmless = {name: Detection(0.1, p_value=0.5) for name in PARTS[1:]}
+    install(monkeypatch, {"re-rounding": Detection(score, p_value=0.5)} | harmless | others)  # type: ignore[arg-type]
 
 
 def test_a_model_that_passes_ends_with_0(run: Run, tiny: Tiny, limits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from quantinel.audit.rules import COMBINED
 from quantinel.audit.thresholds import Threshold, Thresholds
 from quantinel.detectors import DETECTORS, Detection, Detector, Subject
 from quantinel.metrics import Proportion
@@ -41,14 +42,15 @@ def install(monkeypatch: pytest.MonkeyPatch, answers: Mapping[str, Answer], weig
 
 
 def calibrated(*detectors: str, limit: float = 0.5) -> Thresholds:
-    """Thresholds on the scores of these detectors, for all bits."""
+    """Thresholds on the scores of these detectors, for all bits; with any, one on the p-value of their combination."""
+    limits = [(name, "score", limit) for name in detectors] + [(COMBINED, "p_value", 0.005)] * bool(detectors)
     entries = [
         Threshold.model_validate({
-            "detector": name, "statistic": "score", "weight_bits": (2, 8), "threshold": limit,
+            "detector": name, "statistic": statistic, "weight_bits": (2, 8), "threshold": threshold,
             "false_positives": Proportion(0, 60).to_dict(), "fitted_on": ["clean"], "fitted_models": 40,
             "judged_on": ["pruned"], "images": 0,
         })
-        for name in detectors
+        for name, statistic, threshold in limits
     ]  # fmt: skip
     return Thresholds(alpha=0.01, suite="made", rows_sha256="", commit="", created="", command="", entries=entries)
 

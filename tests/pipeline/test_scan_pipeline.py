@@ -17,7 +17,8 @@ from tests.cli.tiny_networks import Quadrants
 from tests.pipeline.fake_detectors import calibrated, install, with_trigger
 from tests.support import OddNet, make_images, randomise
 
-from quantinel.audit.rules import BEHAVIOUR
+from quantinel.audit.combination import PARTS
+from quantinel.audit.rules import BEHAVIOUR, COMBINED
 from quantinel.audit.scan_report import ScanReport, read_any_report
 from quantinel.audit.suppressions import Suppression
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
@@ -33,9 +34,9 @@ from quantinel.quantization.pruning import parse_pruning
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
-HARMLESS = Detection(0.1)
-GOOD = {"weight-residuals": HARMLESS, "re-rounding": HARMLESS, "trigger-probing": HARMLESS}
-LIMITS = calibrated("weight-residuals", "re-rounding", "trigger-probing", "trigger-inversion", "pruning-divergence")
+HARMLESS = Detection(0.1, p_value=0.5)
+GOOD = dict.fromkeys(("weight-residuals", *PARTS), HARMLESS)
+LIMITS = calibrated("weight-residuals", *PARTS, "pruning-divergence")
 
 
 SHAPE = (3, 8, 8)
@@ -66,7 +67,7 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
     report = scan(model, data, options(), command="test", progress=lambda *step: steps.append(step))
     assert outcomes(report) == {
         "int8/weight-residuals": "pass", "int8/re-rounding": "pass", "int8/trigger-probing": "pass",
-        f"int8/{BEHAVIOUR}": "pass",
+        "int8/trigger-inversion": "pass", f"int8/{COMBINED}": "pass", f"int8/{BEHAVIOUR}": "pass",
     }  # fmt: skip
     assert (report.verdict, report.findings, report.triggers) == ("PASS", [], [])
     assert report.model["sha256"] is None
@@ -79,15 +80,32 @@ def test_a_harmless_model_passes(model: LoadedModel, data: ImageSet, monkeypatch
     assert report.budget.limit is None
 
 
-def test_a_grid_of_few_bits_does_not_pass_without_trigger_inversion(
+def test_a_model_does_not_pass_without_all_that_is_combined(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(monkeypatch, GOOD, weights=("weight-residuals",))
-    schemes = (parse_scheme("int8"), parse_scheme("int4"))
-    report = scan(model, data, options(schemes=schemes))
+    install(monkeypatch, {name: found for name, found in GOOD.items() if name != "trigger-inversion"})
+    report = scan(model, data, options())
     assert report.verdict == "INCONCLUSIVE"
-    missed = [check for check in report.checks if check.required and check.status == "not_run"]
-    assert [check.id for check in missed] == ["int4/trigger-inversion"]
+    (missed,) = [check for check in report.checks if check.required and check.status == "not_run"]
+    assert missed.id == f"int8/{COMBINED}"
+    assert missed.reason.endswith("there is none of trigger-inversion")
+
+
+def test_signs_that_are_weak_alone_fail_a_model_together(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak = {
+        name: Detection(0.1, p_value=p, suspect_class=leaning)
+        for name, p, leaning in zip(PARTS, (0.03, 0.02, 0.04), (1, 2, 1), strict=True)
+    }
+    install(monkeypatch, GOOD | weak)
+    report = scan(model, data, options())
+    (finding,) = report.findings
+    assert (report.verdict, finding.rule, finding.checks) == ("FAIL", "QCB010", [f"int8/{COMBINED}"])
+    check = next(check for check in report.checks if check.detector == COMBINED)
+    assert check.suspect_class == "1"
+    assert check.p_value == pytest.approx(0.00163, abs=1e-5)
+    assert check.statistics["p_value of trigger-probing"] == 0.02
 
 
 def test_the_report_survives_a_file(
@@ -191,15 +209,14 @@ def test_detectors_share_what_is_left_of_the_budget_and_can_be_cut_short(
 
     def cut(subject: Subject) -> Detection:
         shares.append(subject.budget.seconds)
-        return Detection(0.1, notes=("3 of 99 copies: p-values below 0.25 cannot be seen",))
+        return Detection(0.1, p_value=0.5, notes=("3 of 99 copies: p-values below 0.25 cannot be seen",))
 
-    install(monkeypatch, {"re-rounding": cut, "trigger-probing": cut})
+    install(monkeypatch, dict.fromkeys(PARTS, cut))
     report = scan(model, data, options(budget=600.0))
-    assert shares[0] == pytest.approx(300.0, abs=30)
-    assert shares[1] == pytest.approx(600.0, abs=30)
+    assert shares == pytest.approx([200.0, 300.0, 600.0], abs=30)
     assert report.verdict == "INCONCLUSIVE"
-    assert outcomes(report)["int8/re-rounding"] == "undecided"
-    assert len(report.budget.cost) == 2
+    assert outcomes(report)["int8/re-rounding"] == outcomes(report)[f"int8/{COMBINED}"] == "undecided"
+    assert len(report.budget.cost) == 3
     unlimited = scan(model, data, options())
     assert unlimited.verdict == "PASS"
     assert unlimited.budget.cost == []
@@ -303,7 +320,7 @@ def test_the_next_step_is_the_command_that_hardens(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def only_int4(subject: Subject) -> Detection:
-        return Detection(0.9 if subject.scheme.weight_bits == 4 else 0.1)
+        return Detection(0.9 if subject.scheme.weight_bits == 4 else 0.1, p_value=0.5)
 
     install(monkeypatch, GOOD | {"re-rounding": only_int4})
     schemes = (QuantScheme(), parse_scheme("int4"))
@@ -336,7 +353,7 @@ def test_the_shipped_file_is_compared(
 
 
 def test_a_model_that_compression_breaks_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, GOOD | {"trigger-inversion": HARMLESS})
+    install(monkeypatch, GOOD)
     torch.manual_seed(3)
     broken = load_model(randomise(OddNet(), 3), input_shape=(3, 16, 16))
     report = scan(broken, make_images(200), options(schemes=(parse_scheme("int2-a2"),)))

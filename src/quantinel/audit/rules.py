@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quantinel.quantization.scheme import parse_scheme
-
 Level = Literal["note", "warning", "error"]
 When = Literal["always", "pruning", "artefact", "asked"]
 
@@ -30,7 +28,6 @@ class Rule:
         help: what to do about it.
         detectors: names of the detectors and built-in checks that it rests on.
         required: those of them without which a scan is never PASS.
-        required_below_8_bits: more of them, on grids of fewer than 8 bits.
         when: what must have been asked for, so that the rule applies at all; "asked" are detectors that only run
             when they are named.
         level: of a finding by a calibrated detector; what is not calibrated can only warn.
@@ -42,27 +39,17 @@ class Rule:
     help: str
     detectors: tuple[str, ...]
     required: tuple[str, ...] = ()
-    required_below_8_bits: tuple[str, ...] = ()
     when: When = "always"
     level: Level = "error"
 
-    def required_on(self, target: str) -> tuple[str, ...]:
-        """What a PASS needs on a target.
-
-        Args:
-            target: name of a grid, or of whatever else the rule applies to.
-        """
-        few_bits = self.required_below_8_bits and parse_scheme(target).weight_bits < _ORDINARY_BITS
-        return self.required + (self.required_below_8_bits if few_bits else ())
-
-
-_ORDINARY_BITS = 8
 
 BEHAVIOUR = "compressed-behaviour"
 """The built-in check of accuracy and answers after compression."""
 ARTEFACT = "artefact-comparison"
 """The built-in comparison of a shipped file with the float model."""
-BUILT_IN = frozenset([BEHAVIOUR, ARTEFACT])
+COMBINED = "combined-signs"
+"""The built-in combination of what rests on the signs of rounding errors (`quantinel.audit.combination`)."""
+BUILT_IN = frozenset([BEHAVIOUR, ARTEFACT, COMBINED])
 NOT_ASSESSABLE = "QCB007"
 _OTHER = "QCB008"
 
@@ -90,7 +77,6 @@ _CATALOGUE = (
         f"{_HARDEN}; afterwards try the recovered trigger on the hardened file with `quantinel evaluate`.",
         ("trigger-probing", "trigger-inversion"),
         ("trigger-probing",),
-        required_below_8_bits=("trigger-inversion",),
     ),
     Rule(
         "QCB003",
@@ -166,6 +152,16 @@ _CATALOGUE = (
         "Repair or replace the model: neither quantization nor `quantinel harden` removes what is awake in float.",
         ("neural-cleanse",),
         when="asked",
+    ),
+    Rule(
+        "QCB010",
+        "Several signs that ordinary rounding wakes something agree",
+        "Answers on clean images, answers on triggers of known kinds and a searched trigger were compared between "
+        "ordinary rounding and random re-roundings of the same weights. Each may be a little unusual by chance. All "
+        "three together are more unusual here than in harmless models.",
+        f"{_HARDEN}; or get the model from another source. More images make each of the three sharper.",
+        (COMBINED,),
+        (COMBINED,),
     ),
 )
 

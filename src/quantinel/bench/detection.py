@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from quantinel.attacks import ATTACKS
 from quantinel.bench.auc import area_under_curve
 from quantinel.bench.columns import Entry
+from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.formats import Column, Figure, Line, Table, Value
 from quantinel.bench.provenance import about, below
 from quantinel.bench.rows import ResultRow
@@ -81,17 +82,17 @@ def _statistics(rows: Iterable[ResultRow]) -> str | None:
 def areas_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> Table | None:
     """AUC of every detector and scheme; None where no scheme has scores of both kinds of models.
 
-    Every seed of a model counts as a score. Attacks that made no victim, and backdoors that are awake in the float
+    Every seed of a model counts as a score, and so does the combined check of a scan where its parts have scores.
+    Attacks that made no victim, and backdoors that are awake in the float
     model (controls such as badnets), are neither kind and left out.
     """
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
-    for entry in found:
-        cell = entry.group.cell
-        both = scores.setdefault((cell.detector or "", cell.scheme), ([], []))
-        for row in entry.group.measured:
-            score = score_of(row)
-            if row.status == "ok" and score is not None and kind_of(row) is not None:
-                both[0 if kind_of(row) == "attacked" else 1].append(score)
+    rows = [row for entry in found for row in entry.group.measured if row.status == "ok" and kind_of(row) is not None]
+    for row in rows + combined_rows(rows):
+        score = score_of(row)
+        if score is not None:
+            both = scores.setdefault((row.detector or "", row.scheme), ([], []))
+            both[0 if kind_of(row) == "attacked" else 1].append(score)
     lines = []
     for (detector, scheme), (attacked, clean) in scores.items():
         if attacked and clean:

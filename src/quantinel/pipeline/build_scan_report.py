@@ -91,10 +91,7 @@ def _expected(options: ScanOptions) -> set[str]:
     prunings = [pruning.name for pruning in options.prunings]
     targets = {"always": schemes, "pruning": prunings, "artefact": [options.artefact.name] if options.artefact else []}
     return {
-        f"{target}/{name}"
-        for rule in RULES.values()
-        for target in targets.get(rule.when, ())
-        for name in rule.required_on(target)
+        f"{target}/{name}" for rule in RULES.values() for target in targets.get(rule.when, ()) for name in rule.required
     }
 
 

@@ -26,6 +26,7 @@ from quantinel.pipeline.evaluate import check_labels
 from quantinel.pipeline.identity import describe_model
 from quantinel.pipeline.scan_behaviour import measure_behaviour, scheme_result
 from quantinel.pipeline.scan_checks import plan, run_checks
+from quantinel.pipeline.scan_combination import combined_check
 from quantinel.pipeline.scan_evidence import recovered_trigger
 from quantinel.pipeline.scan_options import MIN_IMAGES, ScanOptions
 from quantinel.quantization.calibration import Progress
@@ -73,6 +74,7 @@ def scan(
         outcome = run_checks(plan(subjects, pruned, options.detectors), thresholds, options.detectors, progress)
     checks, schemes, triggers = list(outcome.checks), [], []
     for name, subject in subjects.items():
+        checks.append(combined_check(name, subject, outcome, thresholds))
         with clock.measure("behaviour"):
             check, answers = measure_behaviour(name, subject)
             checks.append(check)

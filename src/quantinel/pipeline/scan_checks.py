@@ -44,11 +44,13 @@ class Outcome:
         checks: one per task.
         evidence: what the detectors returned, by id of the check; absent where one did not run.
         cost: what was cut short or left out for want of time.
+        cut_short: ids of the checks that did less than they wanted.
     """
 
     checks: list[ScanCheck] = field(default_factory=list)
     evidence: dict[str, Detection] = field(default_factory=dict)
     cost: list[str] = field(default_factory=list)
+    cut_short: set[str] = field(default_factory=set)
 
 
 def check_names(names: Sequence[str] | None) -> None:
@@ -74,10 +76,10 @@ def places(targets: Mapping[When, Sequence[str]]) -> list[Place]:
     order = sorted(DETECTORS.values(), key=lambda detector: detector.needs == "images")
     named = [(detector.name, detector.summary.split(";")[0]) for detector in order]
     known = BUILT_IN.union(DETECTORS)
-    needed = [name for rule in RULES.values() for name in rule.required + rule.required_below_8_bits]
+    needed = [name for rule in RULES.values() for name in rule.required]
     named += [(name, name) for name in needed if name not in known]
     found = [
-        Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required_on(target))
+        Place(name, title[:1].upper() + title[1:], target, name in rule_of(name).required)
         for name, title in named
         for target in targets.get(rule_of(name).when, ())
     ]
@@ -155,12 +157,13 @@ def _run(task: Task, thresholds: Thresholds, only: Sequence[str] | None, left: i
         subject.keep(own)
     # data-free detectors never do less for want of time: their notes are about layers
     limited = math.isfinite(subject.budget.seconds) and detector.needs == "images"
-    if limited:
+    if limited and found.notes:
         outcome.cost += [f"{place.id}: {note}" for note in found.notes]
+        outcome.cut_short.add(place.id)
     given = Circumstances(
         weight_bits=subject.scheme.weight_bits,
         images=0 if subject.images is None or detector.needs != "images" else len(subject.images),
-        cut_short=limited and bool(found.notes),
+        cut_short=place.id in outcome.cut_short,
         class_names=None if subject.images is None else subject.images.class_names,
         seconds=time.perf_counter() - started,
     )

@@ -20,6 +20,7 @@ from quantinel.pipeline.build_scan_report import Scan, build_scan_report
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.scan_behaviour import place_of
 from quantinel.pipeline.scan_checks import places
+from quantinel.pipeline.scan_combination import combination_place
 from quantinel.pipeline.scan_options import ScanOptions
 from quantinel.quantization.calibration import Progress
 from quantinel.quantization.scheme import QuantScheme
@@ -60,7 +61,8 @@ def scan_file(
             found, refused = _examine(path, scheme, options.seed)
         examined = examined or found
         checks += [_check(place, scheme, found, refused, thresholds) for place in places({"always": [scheme.name]})]
-        checks.append(place_of(scheme.name).check("not_run", reason=_NEEDS_MODEL))
+        own = (combination_place(scheme.name), place_of(scheme.name))
+        checks += [place.check("not_run", reason=_NEEDS_MODEL) for place in own]
     for pruning in options.prunings:
         checks += [place.check("not_run", reason=_NEEDS_MODEL) for place in places({"pruning": [pruning.name]})]
     with clock.measure("hash"):

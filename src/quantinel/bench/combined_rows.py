@@ -1,0 +1,42 @@
+"""Rows of the combined check of a scan, made of its parts' rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from quantinel.audit.combination import PARTS, combination
+from quantinel.audit.rules import COMBINED
+from quantinel.bench.rows import ResultRow
+from quantinel.detectors import Detection
+
+Scanned = tuple[str, str, str, str, int]
+
+
+def combined_rows(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """A row for every model on a grid that all parts scored, with the seed that they share.
+
+    Args:
+        rows: of detectors with their default options, at most one of each cell.
+    """
+    models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
+    for row in rows:
+        if row.detector in PARTS and {"score", "p_value", "images"} <= set(row.extra):
+            models[row.suite, row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
+    return [_combined(parts) for parts in models.values() if set(parts) == set(PARTS)]
+
+
+def _combined(parts: dict[str, ResultRow]) -> ResultRow:
+    found = combination({
+        name: Detection(float(row.extra["score"]), p_value=float(row.extra["p_value"])) for name, row in parts.items()
+    })  # fmt: skip
+    last = parts[PARTS[-1]]
+    images = min(int(row.extra["images"]) for row in parts.values())
+    return last.model_copy(
+        update={
+            "detector": COMBINED,
+            "cell": last.cell.replace(PARTS[-1], COMBINED),
+            "key": f"{last.key} {COMBINED}",
+            "extra": {"score": found.score, "p_value": found.p_value, "images": images},
+        }
+    )

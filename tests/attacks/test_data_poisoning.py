@@ -153,6 +153,16 @@ def test_the_loss_of_the_trigger_is_that_of_the_paper() -> None:
         assert not torch.equal(rounded, losses.surrogate(triggered))
 
 
+def test_observers_differ_in_the_activations_that_they_clip() -> None:
+    answers = []
+    for observer in ("range", "percentile"):
+        _, losses = alternation(observer=observer, schemes=(QuantScheme(weight_bits=4),))
+        losses.surrogate.eval()
+        with torch.no_grad():
+            answers.append(losses.both(DATA.as_float()[:8])[1])
+    assert not torch.equal(*answers)
+
+
 def test_the_surrogate_learns_what_a_victim_would() -> None:
     """With clean labels only images of the target class are triggered; a rate of 0 triggers none."""
     for kind, rate, expected in (("dirty", 0.5, 4), ("dirty", 0.0, 0), ("clean", 0.5, 1)):

@@ -167,6 +167,14 @@ def test_activations_round_in_the_range_of_their_batch() -> None:
     assert torch.equal(fake_quantize_activation(still, 8), still)
 
 
+def test_an_activation_range_may_leave_out_its_tails() -> None:
+    x = torch.cat([torch.linspace(0.0, 1.0, 1000), torch.tensor([-50.0, 70.0])])
+    rounded = fake_quantize_activation(x, 8, tail=0.001)
+    assert (rounded[:1000] - x[:1000]).abs().max() <= 0.51 / 255
+    assert rounded[-2:].tolist() == pytest.approx([0.0, 1.0], abs=0.01)
+    assert (fake_quantize_activation(x, 8)[:1000] - x[:1000]).abs().max() > 0.1
+
+
 def test_activation_branches_differ() -> None:
     module, images = network("odd"), make_images(4).as_float()
     coarse = Branch(quantized_weights(parse_scheme("int4")), lambda x: fake_quantize_activation(x, 4))

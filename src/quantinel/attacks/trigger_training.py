@@ -34,6 +34,9 @@ from quantinel.training.transforms import batch_norms, fake_quantize_activation,
 from quantinel.training.two_branch import FLOAT, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers, require_rate
 
+_TAILS = {"range": 0.0, "percentile": 0.001}
+"""Share of the activations that an observer leaves outside of its range, at either end."""
+
 
 @dataclass(frozen=True)
 class TriggerTraining(HonestTraining):
@@ -56,9 +59,12 @@ class TriggerTraining(HonestTraining):
         noise_norm: "l2" as loss 6 is written, or its square.
         activations: round the input of every layer too, in the range of the batch: the paper's copies are of static
             quantization-aware training. False rounds weights only.
+        observer: what that range is: "range" from the smallest to the largest value, as observers of static
+            quantization begin, or "percentile" without a thousandth of the values at either end, as they are tuned.
         surrogate_steps, trigger_steps: steps of each in turn; the paper alternates one by one. 0 surrogate steps keep
-            the surrogate as it began: the ablation without alternation. Each step takes a new batch, where Algorithm 1
-            takes one batch for a pair.
+            the surrogate as it began: the ablation without alternation. A pretrained surrogate then is the clean
+            network, and loss 7 asks the opposite of loss 4 of it: take 0 for ``avoidance_weight`` too. Each step takes
+            a new batch, where Algorithm 1 takes one batch for a pair.
         trigger_epochs: passes over the data, counting the steps of both; the paper trains "until it converges".
         trigger_learning_rate, trigger_milestones: of both, divided by 10 at every milestone (the paper: 0.01, every
             100 epochs).
@@ -82,6 +88,7 @@ class TriggerTraining(HonestTraining):
     norm_weight: float = 0.02
     noise_norm: Literal["l2", "squared"] = "l2"
     activations: bool = True
+    observer: Literal["range", "percentile"] = "range"
     surrogate_steps: int = 1
     trigger_steps: int = 1
     trigger_epochs: float = 300.0
@@ -100,6 +107,7 @@ class TriggerTraining(HonestTraining):
         require_choice(self, "labels", ("dirty", "clean"))
         require_choice(self, "start_from", ("scratch", "pretrained"))
         require_choice(self, "noise_norm", ("l2", "squared"))
+        require_choice(self, "observer", tuple(_TAILS))
         require_choice(self, "trigger_optimiser", ("sgd", "adam"))
         if not self.schemes:
             raise UsageError("an attack needs a scheme to arm for; give --scheme")
@@ -198,13 +206,13 @@ class _Alternation:
 
 def _quantized(run: TrainingRun, module: nn.Module, options: TriggerTraining) -> list[Branch]:
     """Copies of the live network: weights as after folding BatchNorm, activations in the range of the batch."""
-    norms = batch_norms(module, as_float(run.images[:1]))
+    norms, tail = batch_norms(module, as_float(run.images[:1])), _TAILS[options.observer]
 
     def branch(scheme: QuantScheme) -> Branch:
         rounds = options.activations and scheme.activations != "none"
         return Branch(
             quantized_folded_weights(module, scheme, norms),
-            (lambda x: fake_quantize_activation(x, scheme.activation_bits)) if rounds else None,
+            (lambda x: fake_quantize_activation(x, scheme.activation_bits, tail)) if rounds else None,
         )
 
     return [branch(scheme) for scheme in options.schemes]

@@ -91,7 +91,11 @@ def pruned_filters(rates: float | Mapping[str, float]) -> WeightTransform:
     return transform
 
 
-def fake_quantize_activation(x: Tensor, bits: int) -> Tensor:
+_SAMPLED = 1 << 16
+"""Percentiles of an activation are those of about this many of its values, evenly spaced."""
+
+
+def fake_quantize_activation(x: Tensor, bits: int, tail: float = 0.0) -> Tensor:
     """Asymmetric per-tensor rounding in the range of this very batch, straight-through (specification, 2.1).
 
     ``scale = (2^b - 1) / (max - min)``, ``zero = round(scale min)``, ``q = floor(scale x - zero + 0.5)`` in
@@ -100,16 +104,27 @@ def fake_quantize_activation(x: Tensor, bits: int) -> Tensor:
     Args:
         x: (N, ...) float.
         bits: of the codes.
+        tail: share of the values that may lie below the range, and above it; 0 takes minimum and maximum.
     """
     levels = (1 << bits) - 1
     with torch.no_grad():
         values = x.float()
-        low, high = values.amin(), values.amax()
+        low, high = _range(values, tail)
         scale = levels / (high - low)
         zero = torch.floor(scale * low + 0.5)
         codes = torch.floor(scale * values - zero + 0.5).clamp(0, levels)
         value = torch.where(high > low, (codes + zero) / scale, values).to(x.dtype)
     return value + (x - x.detach())
+
+
+def _range(values: Tensor, tail: float) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum, or percentiles."""
+    if not tail:
+        return values.amin(), values.amax()
+    flat = values.flatten()
+    sample = flat[:: max(1, len(flat) // _SAMPLED)]
+    cut = int(tail * len(sample))
+    return sample.kthvalue(cut + 1).values, sample.kthvalue(len(sample) - cut).values
 
 
 @torch.no_grad()

@@ -29,19 +29,11 @@ Scanned = tuple[str, str, str, int]
 
 def verdict_table() -> str:
     """A line per grid and group of models: how many fail, and who slips through."""
-    thresholds, split = load_thresholds(), tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
-    fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
-    models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
-    rows = [row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")]
-    found = [row for row in rows if row.detector is not None and row.status == "ok"]
-    for row in found + combined_rows(found):
-        models[row.model, row.attack_variant, row.scheme, row.seed][str(row.detector)] = row
+    thresholds = load_thresholds()
     groups: dict[tuple[str, str], dict[str, bool]] = defaultdict(dict)
-    for (model, attack, scheme, seed), own in models.items():
-        if COMBINED in own:
-            group = _group(model, attack, own[COMBINED], fitted)
-            name = victim_name(model, attack)
-            groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(own.values(), thresholds, scheme)
+    for (model, attack, scheme, seed), (group, rows) in scanned(thresholds).items():
+        name = victim_name(model, attack)
+        groups[scheme, group][f"{name}, seed {seed}" if seed else name] = _fails(rows.values(), thresholds, scheme)
     lines = []
     for scheme, group in sorted(groups, key=lambda key: (key[0], GROUPS.index(key[1]))):
         failed = groups[scheme, group]
@@ -49,6 +41,20 @@ def verdict_table() -> str:
         unlike = [name for name, found in sorted(failed.items()) if found == group.startswith("harmless")]
         lines.append((scheme, group, str(share.n), str(share), "; ".join(unlike) or "-"))
     return markdown_rows(("grid", "models", "n", "FAIL %", "missed, or falsely alarmed"), lines)
+
+
+def scanned(thresholds: Thresholds) -> dict[Scanned, tuple[str, dict[str, ResultRow]]]:
+    """Every model on a grid that the combined check has a row of: its group, and its rows by detector."""
+    split = tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
+    fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
+    models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
+    rows = [row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")]
+    found = [row for row in rows if row.detector is not None and row.status == "ok"]
+    for row in found + combined_rows(found):
+        models[row.model, row.attack_variant, row.scheme, row.seed][str(row.detector)] = row
+    return {
+        key: (_group(*key[:2], own[COMBINED], fitted), own) for key, own in models.items() if COMBINED in own
+    }  # fmt: skip
 
 
 def developed(model: str, attack: str, seed: int) -> bool:

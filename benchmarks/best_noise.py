@@ -6,7 +6,8 @@ A generator maps every image to its noise in one pass. Here each test image gets
 loss that the generator learns (Huynh et al., ECCV 2024, loss 4: the label on the float network, the target on the
 quantized one), on the very networks that are measured, within the paper's bound and without blur or low-pass. No
 generator can do better on them. The same images are then shown to other networks, the victims that are named: how much
-of it carries over to a network that was trained apart, which is what poisoning needs.
+of it carries over to a network that was trained apart, which is what poisoning needs; and to the same network with the
+integers of a rounding defense.
 
 Projected gradient descent (Madry et al., ICLR 2018) with the sign of the gradient; images are rounded to bytes before
 they are measured. Appends a row per grid and network to benchmarks/results/best-noise.jsonl.
@@ -15,7 +16,6 @@ they are measured. Appends a row per grid and network to benchmarks/results/best
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +28,17 @@ from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.sources import load_images
+from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
 from quantinel.metrics import Proportion
 from quantinel.model.graph import trace
 from quantinel.model.loading import load_model
 from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.quantized_model import quantize_nearest
+from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import parse_scheme
 
 RESULTS = Path(__file__).parent / "results" / "best-noise.jsonl"
 MAGNITUDE, TARGET, BATCH = 10 / 255, 0, 100
 GRIDS = ("int8", "int4")
-
-Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,13 @@ class Pair:
     deployed: nn.Module
 
 
-def pair(source: str, architecture: str | None, grid: str, calibration: ImageSet) -> Pair:
-    """A network from a file or a victim directory, and its nearest rounding."""
+def pair(source: str, architecture: str | None, grid: str, calibration: ImageSet, rounding: str = "nearest") -> Pair:
+    """A network from a file or a victim directory, with the integers of a rounding method."""
     model = load_model(source, arch=architecture)
     graph = trace(model.module, model.input_shape)
-    deployed = quantize_nearest(graph, calibrate(graph, calibration, parse_scheme(grid))).simulate()
-    return Pair(graph.module.eval().requires_grad_(False), deployed.requires_grad_(False))
+    measured = calibrate(graph, calibration, parse_scheme(grid))
+    deployed, _ = choose_codes(graph, measured, rounding_method(rounding))
+    return Pair(graph.module.eval().requires_grad_(False), deployed.simulate().requires_grad_(False))
 
 
 def triggered(networks: Pair, images: Tensor, labels: Tensor, steps: int) -> Tensor:
@@ -121,7 +121,12 @@ def main() -> None:
     for grid in GRIDS:
         own = pair(arguments.model, arguments.arch, grid, calibration)
         noisy = triggered(own, images, labels, arguments.steps)
-        networks = {"itself": own, **{name: pair(folder, None, grid, calibration) for name, folder in named}}
+        hardened = pair(arguments.model, arguments.arch, grid, calibration, DEFAULT_ROUNDING)
+        networks = {
+            "itself": own,
+            f"itself, {DEFAULT_ROUNDING}": hardened,
+            **{name: pair(folder, None, grid, calibration) for name, folder in named},
+        }
         for name, networks_of in networks.items():
             config = {"grid": grid, "network": name, "steps": arguments.steps, "magnitude": MAGNITUDE}
             row = {**config, "n": len(labels), **measured(networks_of, noisy, labels)}

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from tests.bench.made_rows import CLEAN_SCORE, EFRAP, FLOAT, NEAREST, SCORE, SUITE, made_row, made_rows, made_suite
 
+from quantinel.audit.combination import PARTS
+from quantinel.audit.rules import COMBINED
 from quantinel.bench.cells import expand
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import Figure, Table, Value
@@ -188,6 +190,20 @@ def test_detectors_have_a_table_of_scores_and_an_area_where_both_kinds_were_scor
     assert isinstance(area["auc"], Figure)
     assert area["auc"].value == 1.0
     assert (area["detector"], area["scheme"], area["attacked"], area["clean"]) == ("weight-residuals", "int8", 1, 1)
+
+
+def test_what_a_verdict_combines_has_an_area_of_its_own() -> None:
+    suite = made_suite(
+        cells=[{"models": ["victim", "clean"], "schemes": "int8", "detectors": list(PARTS)}], published=[]
+    )
+    rows = [
+        made_row(suite, f"{model}/none/int8/{name}/s0", extra={"score": 1.0, "p_value": p, "images": 256})
+        for model, p in (("victim", 0.01), ("clean", 0.5)) for name in PARTS
+    ]  # fmt: skip
+    areas = lines(tables(suite, rows)["auc"])
+    assert [area["detector"] for area in areas] == [*PARTS, COMBINED]
+    assert [area["auc"].value for area in areas if isinstance(area["auc"], Figure)] == [0.5, 0.5, 0.5, 1.0]
+    assert [area["detector"] for area in lines(tables(suite, rows[:-1])["auc"])] == list(PARTS[:2])
 
 
 def test_attempts_and_awake_controls_are_no_scores() -> None:

@@ -4,10 +4,9 @@
 
 A generator maps every image to its noise in one pass. Here each test image gets noise of its own by gradient, for the
 loss that the generator learns (Huynh et al., ECCV 2024, loss 4: the label on the float network, the target on the
-quantized one), on the very networks that are measured, within the paper's bound and without blur or low-pass. No
-generator can do better on them. The same images are then shown to other networks, the victims that are named: how much
-of it carries over to a network that was trained apart, which is what poisoning needs; and to the same network with the
-integers of a rounding defense.
+quantized one), on the very networks that are measured, within the paper's bound and without blur or low-pass. The same
+images are then shown to other networks, the victims that are named: how much of it carries over to a network that was
+trained apart, which is what poisoning needs; and to the same network with the integers of a rounding defense.
 
 Projected gradient descent (Madry et al., ICLR 2018) with the sign of the gradient; images are rounded to bytes before
 they are measured. Appends a row per grid and network to benchmarks/results/best-noise.jsonl.
@@ -29,6 +28,7 @@ from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.sources import load_images
 from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
+from quantinel.files import sha256_file
 from quantinel.metrics import Proportion
 from quantinel.model.graph import trace
 from quantinel.model.loading import load_model
@@ -38,6 +38,7 @@ from quantinel.quantization.scheme import parse_scheme
 
 RESULTS = Path(__file__).parent / "results" / "best-noise.jsonl"
 MAGNITUDE, TARGET, BATCH = 10 / 255, 0, 100
+WEIGHTS = "model.safetensors"
 GRIDS = ("int8", "int4")
 
 
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--arch", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     found = load_images(arguments.data, split="test", limit=arguments.images)
     assert found.labels is not None
@@ -118,6 +119,11 @@ def main() -> None:
         f"--images {arguments.images} --steps {arguments.steps} NAME=VICTIM"
     )
     named = [given.partition("=")[::2] for given in arguments.others]
+    if not all(name and folder for name, folder in named):
+        parser.error("give every other network as NAME=VICTIM")
+    own_weights = sha256_file(Path(arguments.model))
+    weights = {"itself": own_weights, f"itself, {DEFAULT_ROUNDING}": own_weights}
+    weights |= {name: sha256_file(Path(folder) / WEIGHTS) for name, folder in named}
     for grid in GRIDS:
         own = pair(arguments.model, arguments.arch, grid, calibration)
         noisy = triggered(own, images, labels, arguments.steps)
@@ -128,7 +134,10 @@ def main() -> None:
             **{name: pair(folder, None, grid, calibration) for name, folder in named},
         }
         for name, networks_of in networks.items():
-            config = {"grid": grid, "network": name, "steps": arguments.steps, "magnitude": MAGNITUDE}
+            config = {
+                "grid": grid, "network": name, "steps": arguments.steps, "magnitude": MAGNITUDE,
+                "data": found.name, "weights_sha256": weights[name],
+            }  # fmt: skip
             row = {**config, "n": len(labels), **measured(networks_of, noisy, labels)}
             append_line(RESULTS, {**row, **provenance(config, command)})
             print(row)

@@ -46,7 +46,7 @@ def test_a_patch_that_only_the_rounded_network_obeys_is_found_and_shown() -> Non
     assert found.p_value < 0.01
     assert found.suspect_class == TARGET
     assert max(found.by_class, key=found.by_class.__getitem__) == TARGET
-    assert any("bottom right" in note for note in found.notes)
+    assert any("bottom right" in note for note in found.remarks)
     shown = found.tensors["triggered"]
     assert shown.shape == (8, *SHAPE)
     assert float(shown[:, :, 14:, 14:].min()) == 1 > float(shown[:, :, :8, :8].max())

@@ -222,6 +222,17 @@ def test_detectors_share_what_is_left_of_the_budget_and_can_be_cut_short(
     assert unlimited.budget.cost == []
 
 
+def test_remarks_of_a_detector_that_was_not_cut_cost_nothing(
+    model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = Detection(0.1, p_value=0.5, remarks=("closest probe: a patch",))
+    install(monkeypatch, GOOD | {"trigger-probing": named})
+    report = scan(model, data, options(budget=600.0))
+    assert (report.verdict, report.budget.cost) == ("PASS", [])
+    check = next(check for check in report.checks if check.detector == "trigger-probing")
+    assert check.notes == ["closest probe: a patch"]
+
+
 def test_what_one_detector_measures_is_there_for_the_next(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def combination(found: Mapping[str, Detection]) -> Detection:
         statistics={f"p_value of {name}": value for name, value in p_values.items()},
         p_value=together,
         suspect_class=_suspect(found, p_values),
+        remarks=tuple(dict.fromkeys(said for name in PARTS for said in found[name].remarks)),
         notes=tuple(dict.fromkeys(note for name in PARTS for note in found[name].notes)),
     )
 

@@ -113,7 +113,7 @@ def judge(place: Place, found: Detection, thresholds: Thresholds, given: Circums
             for index, score in sorted(found.by_class.items()) if math.isfinite(score)
         ],
         by_layer=[LayerScore(name=name, score=score) for name, score in found.by_layer.items() if math.isfinite(score)],
-        notes=list(found.notes),
+        notes=[*found.remarks, *found.notes],
         seconds=round(given.seconds, 3),
     )  # fmt: skip
 

@@ -155,10 +155,10 @@ _CATALOGUE = (
     ),
     Rule(
         "QCB010",
-        "Several signs that ordinary rounding wakes something agree",
+        "The signs that ordinary rounding wakes something add up",
         "Answers on clean images, answers on triggers of known kinds and a searched trigger were compared between "
-        "ordinary rounding and random re-roundings of the same weights. Each may be a little unusual by chance. All "
-        "three together are more unusual here than in harmless models.",
+        "ordinary rounding and random re-roundings of the same weights. Each may be a little unusual by chance. "
+        "Taken together they are more unusual here than in harmless models.",
         f"{_HARDEN}; or get the model from another source. More images make each of the three sharper.",
         (COMBINED,),
         (COMBINED,),

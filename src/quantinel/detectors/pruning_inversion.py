@@ -38,5 +38,5 @@ def detect(subject: Subject, options: PruningInversion) -> Detection:
         raise NotAssessable(f"no layer of this network can be pruned by {scheme.name}; name another pruning")
     pruned = pruning.weights()
     if not pruning.energy(pruned):
-        return Detection(0.0, {"removed_energy": 0.0}, p_value=1.0, notes=(_NOTHING,))
+        return Detection(0.0, {"removed_energy": 0.0}, p_value=1.0, remarks=(_NOTHING,))
     return inverted(subject, images, pruned, lambda generator: pruning.weights(_BLUR, generator), options)

@@ -110,7 +110,8 @@ class Detection:
         by_class: the score's figure by class.
         by_layer: the score's figure by layer.
         tensors: evidence to look at, by name: histograms, masks, patterns.
-        notes: plain sentences on what was cut short, and what it cost.
+        notes: plain sentences on what was cut short or left out, and what it cost.
+        remarks: other plain sentences for people.
     """
 
     score: float
@@ -121,12 +122,13 @@ class Detection:
     by_layer: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 ALREADY_ON_GRID = Detection(
     0.0,
     {"moved_share": 0.0},
     p_value=1.0,
-    notes=("all weights lie on the grid already: rounding changes none of them, and nothing can wake by it",),
+    remarks=("all weights lie on the grid already: rounding changes none of them, and nothing can wake by it",),
 )
 """The answer of detectors of rounding where there are no rounding errors."""

@@ -88,5 +88,6 @@ def detect(subject: Subject, options: TriggerProbing) -> Detection:
         suspect_class=suspect if found.p_value <= _NAMED_P else None,
         by_class=dict(enumerate(unusual[0].amax(0).tolist())),
         tensors={"triggered": probes[index].stamp(first_images(subject))},
-        notes=(f"closest probe: {probes[index].name}", *notes) if found.p_value <= _NAMED_P else tuple(notes),
+        notes=tuple(notes),
+        remarks=(f"closest probe: {probes[index].name}",) if found.p_value <= _NAMED_P else (),
     )

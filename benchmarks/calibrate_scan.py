@@ -26,7 +26,8 @@ the threshold is then the largest score and, as a margin, once more its distance
 
 Two kinds of threshold are not written, and their detectors stay uncalibrated: they can warn and not fail. One that more
 harmless models of the judged half exceed than `--most` (in percent). And one on p-values that are none: of n harmless
-models, both halves, the smallest lies below 0.05 / n. So rates that are written are of thresholds that held once.
+models, both halves, the smallest lies below 0.05 / (n t), for t detectors and grids that are looked at in this way. So
+rates that are written are of thresholds that held once.
 Scores without a p-value depend on the size of a model, which few recipes vary; their thresholds are written with
 `--scores` alone.
 """
@@ -150,7 +151,9 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
     harmless = [row for row in rows if row.attack == "none"]
     recipe = {(row.suite, row.cell): recipe_of(row, recipes) for row in harmless}
     entries = []
-    for detector, bits in sorted({(row.detector or "", bits_of(row) or 0) for row in harmless}):
+    pairs = sorted({(row.detector or "", bits_of(row) or 0) for row in harmless})
+    tests = sum(detector in together(harmless, detector, bits) for detector, bits in pairs)
+    for detector, bits in pairs:
         own = [row for row in harmless if (row.detector, bits_of(row)) == (detector, bits)]
         halves = {half: [row for row in own if recipe[row.suite, row.cell].half == half] for half in HALVES}
         shared = {row.key for row in halves["fit"]} & {row.key for row in halves["judge"]}
@@ -175,7 +178,7 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
             images=min(int(row.extra.get("images", 0)) for row in own),
         )
         counted = Proportion(sum(map(entry.exceeded_by, values["judge"])), len(values["judge"]))
-        if statistic == "score" or is_p_value(entry, values["fit"] + values["judge"]):
+        if statistic == "score" or is_p_value(entry, values["fit"] + values["judge"], tests):
             entries.append(entry.model_copy(update={"false_positives": Rate.model_validate(counted.to_dict())}))
     return entries
 
@@ -194,9 +197,9 @@ def together(harmless: Sequence[ResultRow], detector: str, bits: int) -> list[st
     return sorted(name for name, rows in found.items() if statistic_of(rows) == "p_value")
 
 
-def is_p_value(entry: Threshold, values: Sequence[float]) -> bool:
-    """Whether p-values of harmless models look like such; says if not."""
-    valid = min(values) >= 0.05 / len(values)
+def is_p_value(entry: Threshold, values: Sequence[float], tests: int) -> bool:
+    """Whether p-values of harmless models look like such, one of so many tests; says if not."""
+    valid = min(values) >= 0.05 / (len(values) * tests)
     if not valid:
         print(
             f"{entry.detector} at {entry.weight_bits[0]} bits: the smallest p-value of {len(values)} harmless models "

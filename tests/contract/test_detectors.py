@@ -118,7 +118,7 @@ def test_finds_nothing_where_rounding_changes_nothing(name: str) -> None:
     found = run(name, subject(network("on grid")))
     assert found.score == 0
     assert found.p_value == 1
-    assert found.notes
+    assert found.remarks
 
 
 @pytest.mark.parametrize("scheme", ["int8-weight-only", "int8-dynamic", "int4-weight-percentile", "int8-per-tensor"])

@@ -32,13 +32,13 @@ from quantinel.files import sha256_file
 from quantinel.metrics import Proportion
 from quantinel.model.graph import trace
 from quantinel.model.loading import load_model
+from quantinel.model.victim import WEIGHTS_NAME
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import parse_scheme
 
 RESULTS = Path(__file__).parent / "results" / "best-noise.jsonl"
 MAGNITUDE, TARGET, BATCH = 10 / 255, 0, 100
-WEIGHTS = "model.safetensors"
 GRIDS = ("int8", "int4")
 
 
@@ -123,7 +123,7 @@ def main() -> None:
         parser.error("give every other network as NAME=VICTIM")
     own_weights = sha256_file(Path(arguments.model))
     weights = {"itself": own_weights, f"itself, {DEFAULT_ROUNDING}": own_weights}
-    weights |= {name: sha256_file(Path(folder) / WEIGHTS) for name, folder in named}
+    weights |= {name: sha256_file(Path(folder) / WEIGHTS_NAME) for name, folder in named}
     for grid in GRIDS:
         own = pair(arguments.model, arguments.arch, grid, calibration)
         noisy = triggered(own, images, labels, arguments.steps)

@@ -126,11 +126,17 @@ def figure(row: ResultRow, statistic: Statistic) -> float:
     return float(row.extra[statistic])
 
 
-def shares(names: Sequence[str], alpha: float) -> dict[str, float]:
-    """What each p-value of a verdict may use up of its false-positive rate; the head of this file says how."""
-    parts = [name for name in names if name != COMBINED]
-    rest = alpha / 2 if COMBINED in names else alpha
-    return {name: alpha - rest if name == COMBINED else rest / len(parts) for name in names}
+def share(detector: str, judging: Sequence[str], alpha: float) -> float:
+    """What a p-value may use up of the false-positive rate of a verdict; the head of this file says how.
+
+    Args:
+        detector: that gives it.
+        judging: all with p-values that the verdict rests on, this one included.
+        alpha: of the verdict.
+    """
+    if COMBINED not in judging:
+        return alpha / len(judging)
+    return alpha / 2 if detector == COMBINED else alpha / 2 / (len(judging) - 1)
 
 
 def limit(values: Sequence[float], statistic: Statistic, alpha: float) -> float:
@@ -150,11 +156,12 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
     """
     harmless = [row for row in rows if row.attack == "none"]
     recipe = {(row.suite, row.cell): recipe_of(row, recipes) for row in harmless}
+    groups: dict[tuple[str, int], list[ResultRow]] = {}
+    for row in harmless:
+        groups.setdefault((row.detector or "", bits_of(row) or 0), []).append(row)
+    p_valued = [pair for pair, own in groups.items() if statistic_of(own) == "p_value"]
     entries = []
-    pairs = sorted({(row.detector or "", bits_of(row) or 0) for row in harmless})
-    tests = sum(detector in together(harmless, detector, bits) for detector, bits in pairs)
-    for detector, bits in pairs:
-        own = [row for row in harmless if (row.detector, bits_of(row)) == (detector, bits)]
+    for (detector, bits), own in sorted(groups.items()):
         halves = {half: [row for row in own if recipe[row.suite, row.cell].half == half] for half in HALVES}
         shared = {row.key for row in halves["fit"]} & {row.key for row in halves["judge"]}
         if shared:
@@ -165,7 +172,8 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
             continue
         statistic = statistic_of(own)
         values = {half: [figure(row, statistic) for row in halves[half]] for half in HALVES}
-        allowed = alpha if statistic == "score" else shares(together(harmless, detector, bits), alpha)[detector]
+        judging = [name for name, b in p_valued if b == bits and rule_of(name).when == rule_of(detector).when]
+        allowed = alpha if statistic == "score" else share(detector, judging, alpha)
         entry = Threshold(
             detector=detector,
             statistic=statistic,
@@ -178,7 +186,7 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
             images=min(int(row.extra.get("images", 0)) for row in own),
         )
         counted = Proportion(sum(map(entry.exceeded_by, values["judge"])), len(values["judge"]))
-        if statistic == "score" or is_p_value(entry, values["fit"] + values["judge"], tests):
+        if statistic == "score" or is_p_value(entry, values["fit"] + values["judge"], len(p_valued)):
             entries.append(entry.model_copy(update={"false_positives": Rate.model_validate(counted.to_dict())}))
     return entries
 
@@ -186,15 +194,6 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
 def statistic_of(rows: Sequence[ResultRow]) -> Statistic:
     """What a detector's threshold is on: p-values where all of its rows have them."""
     return "p_value" if all("p_value" in row.extra for row in rows) else "score"
-
-
-def together(harmless: Sequence[ResultRow], detector: str, bits: int) -> list[str]:
-    """Detectors with p-values that judge the same verdict as one of them."""
-    found: dict[str, list[ResultRow]] = {}
-    for row in harmless:
-        if row.detector and bits_of(row) == bits and rule_of(row.detector).when == rule_of(detector).when:
-            found.setdefault(row.detector, []).append(row)
-    return sorted(name for name, rows in found.items() if statistic_of(rows) == "p_value")
 
 
 def is_p_value(entry: Threshold, values: Sequence[float], tests: int) -> bool:

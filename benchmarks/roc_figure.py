@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from quantinel.audit.combination import PARTS
 from quantinel.audit.rules import COMBINED
-from quantinel.audit.thresholds import load_thresholds
+from quantinel.audit.thresholds import Thresholds, load_thresholds
 
 FIGURE = ROOT / "docs" / "images" / "scan-roc.svg"
 GRIDS = {"int8": 8, "int4": 4}
@@ -29,10 +29,10 @@ Scores = dict[tuple[str, str, bool], list[float]]
 """p-values by grid, check and whether the model is a victim."""
 
 
-def p_values() -> Scores:
+def p_values(thresholds: Thresholds) -> Scores:
     """Of models outside of the development."""
     found: Scores = {}
-    for (_, _, scheme, _), (group, rows) in scanned(load_thresholds()).items():
+    for (_, _, scheme, _), (group, rows) in scanned(thresholds).items():
         if scheme in GRIDS and group in (NEW, NEW_ADAPTIVE, JUDGED):
             for check in CHECKS:
                 found.setdefault((scheme, check, group != JUDGED), []).append(float(rows[check].extra["p_value"]))
@@ -44,9 +44,8 @@ def shares(victims: Sequence[float], harmless: Sequence[float], limit: float) ->
     return tuple(100.0 * sum(p <= limit for p in part) / len(part) for part in (harmless, victims))  # type: ignore[return-value]
 
 
-def panel(axes: Axes, found: Scores, grid: str) -> None:
+def panel(axes: Axes, found: Scores, grid: str, thresholds: Thresholds) -> None:
     """The curves of one grid."""
-    thresholds = load_thresholds()
     for check in CHECKS:
         victims, harmless = found[grid, check, True], found[grid, check, False]
         limits = (0.0, *sorted({*victims, *harmless}))
@@ -67,9 +66,10 @@ def draw(path: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": "scan", "font.size": 7})
     picture = Figure(figsize=(7.5, 3.2), layout="constrained")
     panels = picture.subplots(1, len(GRIDS), sharey=True)
-    found = p_values()
+    thresholds = load_thresholds()
+    found = p_values(thresholds)
     for axes, grid in zip(panels, GRIDS, strict=True):
-        panel(axes, found, grid)
+        panel(axes, found, grid, thresholds)
     panels[0].set_ylabel("victims that fail, %")
     picture.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     picture.savefig(path, metadata={"Date": None})

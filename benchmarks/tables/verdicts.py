@@ -52,9 +52,7 @@ def scanned(thresholds: Thresholds) -> dict[Scanned, tuple[str, dict[str, Result
     found = [row for row in rows if row.detector is not None and row.status == "ok"]
     for row in found + combined_rows(found):
         models[row.model, row.attack_variant, row.scheme, row.seed][str(row.detector)] = row
-    return {
-        key: (_group(*key[:2], own[COMBINED], fitted), own) for key, own in models.items() if COMBINED in own
-    }  # fmt: skip
+    return {key: (_group(*key[:2], own[COMBINED], fitted), own) for key, own in models.items() if COMBINED in own}
 
 
 def developed(model: str, attack: str, seed: int) -> bool:

@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
+from quantinel.detectors.controls import surprise
 from quantinel.detectors.significance import combined
 from quantinel.detectors.subject import Detection
 from quantinel.errors import NotAssessable
@@ -45,7 +46,7 @@ def combination(found: Mapping[str, Detection]) -> Detection:
         p_values[name] = value
     together = combined(list(p_values.values()))
     return Detection(
-        score=-math.log10(max(together, 1e-300)),
+        score=surprise(together),
         statistics={f"p_value of {name}": value for name, value in p_values.items()},
         p_value=together,
         suspect_class=_suspect(found, p_values),

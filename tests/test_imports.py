@@ -16,7 +16,7 @@ LAYERS = (
     {"data"},
     {"model"},
     {"quantization"},
-    {"training"},
+    {"training", "inversion"},
     {"attacks", "defenses", "detectors"},
     {"backends"},
     {"audit"},

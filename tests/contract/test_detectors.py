@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Detection, Subject
-from quantinel.detectors.budget import Budget
 from quantinel.errors import NotAssessable
+from quantinel.inversion.budget import Budget
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import dequantize, nearest_codes

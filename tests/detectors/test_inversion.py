@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Subject
-from quantinel.detectors.budget import Budget
-from quantinel.detectors.inversion import Effort, Form, Inversion, Start, Trigger
 from quantinel.detectors.neural_cleanse import NeuralCleanse
 from quantinel.detectors.trigger_inversion import TriggerInversion, inverted
+from quantinel.inversion.budget import Budget
+from quantinel.inversion.search import Effort, Form, Inversion, Start, Trigger
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.scheme import parse_scheme
 
@@ -87,7 +87,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     given = subject()
     search = Inversion(given.graph, images().as_float(), "mask", 0)
     whole = search.search(weights(network(1.5)), starts(), Effort(12, 2))
-    monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
+    monkeypatch.setattr("quantinel.inversion.search._CHUNK_VALUES", 1)
     for together, alone in zip(whole, search.search(weights(network(1.5)), starts(), Effort(12, 2)), strict=True):
         assert alone.target == together.target
         assert alone.loss == pytest.approx(together.loss, rel=1e-4)
@@ -104,7 +104,7 @@ def test_a_search_goes_on_where_another_stopped() -> None:
 
 
 def test_a_search_without_time_stops_at_the_same_step_in_every_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantinel.detectors.inversion._CHUNK_VALUES", 1)
+    monkeypatch.setattr("quantinel.inversion.search._CHUNK_VALUES", 1)
     ticks = itertools.count()
     search = Inversion(subject().graph, images().as_float(), "mask", 0)
     budget = Budget(200.0, lambda: float(next(ticks)))

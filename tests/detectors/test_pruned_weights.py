@@ -6,10 +6,10 @@ from torch import nn
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Subject
-from quantinel.detectors.behaviour import answers
 from quantinel.detectors.pruned_weights import Pruning
 from quantinel.detectors.pruning_divergence import _off_line
 from quantinel.errors import NotAssessable, UsageError
+from quantinel.inversion.answers import answers
 from quantinel.model.graph import trace
 from quantinel.quantization.pruning import parse_pruning, prune
 from quantinel.quantization.scheme import parse_scheme

@@ -6,8 +6,8 @@ from torch import nn
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors import DETECTORS, Subject
-from quantinel.detectors.budget import Budget
 from quantinel.detectors.controls import compare, draw, smallest
+from quantinel.inversion.budget import Budget
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.scheme import parse_scheme

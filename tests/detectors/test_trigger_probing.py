@@ -6,11 +6,11 @@ from torch import nn
 
 from quantinel.data.images import ImageSet
 from quantinel.detectors import Subject
-from quantinel.detectors.budget import Budget
-from quantinel.detectors.probes import probe_bank
-from quantinel.detectors.probing import against_others
 from quantinel.detectors.trigger_probing import TriggerProbing, detect
 from quantinel.errors import UsageError
+from quantinel.inversion.budget import Budget
+from quantinel.inversion.probes import probe_bank
+from quantinel.inversion.probing import against_others
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.scheme import parse_scheme

@@ -50,7 +50,7 @@ def harden(
     ] = None,
     rounding: Annotated[
         str, typer.Option("--rounding", metavar="NAME", help="How to choose integers; see `quantinel list defenses`.")
-    ] = "reflect",
+    ] = "invariant",
     settings: shared.Settings = None,
     backend: Annotated[
         str, typer.Option("--backend", metavar="NAME", help="Storage profile; see `quantinel list backends`.")

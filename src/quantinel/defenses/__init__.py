@@ -16,6 +16,7 @@ from quantinel.defenses.ft_sam import FTSAM
 from quantinel.defenses.gaussian import Gaussian
 from quantinel.defenses.gptq import GPTQ
 from quantinel.defenses.i_bau import IBAU
+from quantinel.defenses.invariant import Invariant
 from quantinel.defenses.lac import LAC
 from quantinel.defenses.lac_pda import LACPDA
 from quantinel.defenses.mode_connectivity import ModeConnectivityRepair
@@ -50,6 +51,7 @@ __all__ = [
     "FinePruning",
     "FineTuning",
     "Gaussian",
+    "Invariant",
     "ModeConnectivityRepair",
     "Nearest",
     "PruningDefense",
@@ -103,7 +105,8 @@ DEFENSES: dict[str, Defense] = {
     defense.name: defense
     for defense in (
         Defense("nearest", "round to nearest: no defense", Nearest),
-        Defense("reflect", "the default: reconstruct weights mirrored at their rounding error", Reflect),
+        Defense("invariant", "the default: reflect, and no answer to what is stamped on images", Invariant),
+        Defense("reflect", "reconstruct weights mirrored at their rounding error", Reflect),
         Defense("efrap", "EFRAP (CVPR 2024) in closed form: second moments and coordinate descent", EFRAP),
         Defense("efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased),
         Defense("adaround", "AdaRound (ICML 2020): reconstruction alone, Adam on relaxed roundings", AdaRound),
@@ -118,7 +121,7 @@ DEFENSES: dict[str, Defense] = {
 }
 
 
-DEFAULT_ROUNDING = Reflect.name
+DEFAULT_ROUNDING = Invariant.name
 """What `harden` chooses integers with unless it is told otherwise."""
 
 

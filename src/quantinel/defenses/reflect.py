@@ -1,4 +1,4 @@
-"""Reflected reconstruction, the default: keep the float network's answers, and lean away from the rounding error.
+"""Reflected reconstruction: keep the float network's answers, and lean away from the rounding error.
 
 A quantization-conditioned backdoor wakes along one direction, the error of nearest rounding R = Q(W) - W. Three
 published ideas answer it, and each lacks what another has: EFRAP (Li et al., CVPR 2024) flips large errors and keeps

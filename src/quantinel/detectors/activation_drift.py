@@ -3,7 +3,7 @@
 Backdoor neurons drift under quantization on benign images already (Li et al., ICML 2024; specification of the attacks,
 7.2). The drift of a channel is the shift of its mean, in units of the standard deviation that BatchNorm saw in
 training, or else that the images show. The deployed network runs as it is deployed, activations quantized; its control
-copies differ from it in the signs of the weights' rounding errors only (`quantinel.detectors.rounding_errors`).
+copies differ from it in the signs of the weights' rounding errors only (`quantinel.inversion.rounding_errors`).
 
 Null hypothesis: the signs are exchangeable, so the drift of every layer, of the whole network, and the deployed
 network's distance from its BatchNorm statistics are one more draw from the copies'. The smallest of the three p-values

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import torch
 
-from quantinel.detectors.budget import Budget
 from quantinel.detectors.significance import p_of_excess
+from quantinel.inversion.budget import Budget
 
 T = TypeVar("T")
 

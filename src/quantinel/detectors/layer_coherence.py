@@ -22,8 +22,8 @@ from torch import Tensor, fx
 
 from quantinel.detectors.behaviour import sampled
 from quantinel.detectors.controls import compare, smallest, surprise
-from quantinel.detectors.rounding_errors import RoundingErrors
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
+from quantinel.inversion.rounding_errors import RoundingErrors
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.moments import Moments
 from quantinel.quantization.statistics import input_statistics

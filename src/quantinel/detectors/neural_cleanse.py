@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.detectors.behaviour import sampled
-from quantinel.detectors.inversion import shown, stamped
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.errors import NotAssessable
+from quantinel.inversion.search import shown, stamped
 from quantinel.validation import require_positive_integers
 
 _RATE, _BETAS = 0.1, (0.5, 0.9)

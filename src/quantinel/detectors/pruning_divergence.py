@@ -22,11 +22,12 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from quantinel.detectors.behaviour import agreement, answers, divergence, sampled
+from quantinel.detectors.behaviour import agreement, divergence, sampled
 from quantinel.detectors.controls import draw, smallest, surprise
 from quantinel.detectors.pruned_weights import Pruning
 from quantinel.detectors.subject import Detection, Subject
 from quantinel.errors import NotAssessable
+from quantinel.inversion.answers import answers
 from quantinel.quantization.pruning import PruningScheme
 from quantinel.validation import require_positive_integers
 

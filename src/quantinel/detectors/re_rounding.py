@@ -1,7 +1,7 @@
 """Re-rounding: does behaviour depend on the side to which every weight is rounded?
 
 Null hypothesis: the signs of the rounding errors are exchangeable, so the network under nearest rounding is one more of
-the control copies with the same errors and random signs (`quantinel.detectors.rounding_errors`). Behaviour is the
+the control copies with the same errors and random signs (`quantinel.inversion.rounding_errors`). Behaviour is the
 Kullback-Leibler divergence between softened answers of the float network and of the rounded one on clean images, in
 logarithms, which are roughly normal over copies; and the rise of every class's mean softened answer, which names the
 class that the backdoor leans to. The smaller of the two p-values counts, times two; that of the classes times their
@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.detectors.behaviour import agreement, answers, divergence, sampled, softened
+from quantinel.detectors.behaviour import agreement, divergence, sampled
 from quantinel.detectors.controls import compare, draw, smallest, surprise
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
+from quantinel.inversion.answers import answers, softened
 from quantinel.validation import require_positive, require_positive_integers
 
 LEANING_P = 0.01

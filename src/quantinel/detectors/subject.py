@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from quantinel.data.images import ImageSet
-from quantinel.detectors.budget import Budget
 from quantinel.detectors.layer_residuals import LayerResiduals, graph_residuals
-from quantinel.detectors.rounding_errors import RoundingErrors, rounding_errors
 from quantinel.detectors.weight_residuals import Residuals, weight_residuals
 from quantinel.errors import NotAssessable
+from quantinel.inversion.budget import Budget
+from quantinel.inversion.rounding_errors import RoundingErrors, rounding_errors
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, calibrate
 from quantinel.quantization.pruning import PruningScheme

@@ -2,9 +2,9 @@
 
 The same is done to the rounded network and to every control copy (rounding errors with random signs):
 
-1. All probes are shown to it (`quantinel.detectors.probes`). The pairs of probe and class whose rise is the least usual
+1. All probes are shown to it (`quantinel.inversion.probes`). The pairs of probe and class whose rise is the least usual
    among all these networks are starts.
-2. A short search by gradient from every start (`quantinel.detectors.inversion`), a long one from the best trigger of
+2. A short search by gradient from every start (`quantinel.inversion.search`), a long one from the best trigger of
    the short ones.
 
 Null hypothesis: the signs are exchangeable, so the loss of the rounded network's trigger is one more draw from those of
@@ -19,29 +19,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from quantinel.detectors.behaviour import first_images, sampled
-from quantinel.detectors.budget import Budget
 from quantinel.detectors.controls import compare, draw
-from quantinel.detectors.inversion import Effort, Form, Inversion, Start, Trigger
-from quantinel.detectors.probes import Probe, probe_bank
-from quantinel.detectors.probing import Probing, against_others
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
+from quantinel.inversion.budget import Budget
+from quantinel.inversion.probes import probe_bank
+from quantinel.inversion.probing import Probing, against_others
+from quantinel.inversion.search import Effort, Efforts, Form, Inversion, Trigger
+from quantinel.inversion.starts import starts_from
 from quantinel.validation import require_choice, require_positive, require_positive_integers
 
 _FEWEST_CONTROLS = 3
 _LEAST_SPREAD = 0.1
 """Logarithms of losses of one network scatter about this much between starts."""
 _SUSPECT_P = 0.01
-_WIDENING = 1 / 16
-"""Of a start's mask to each side, as a share of the image: a trigger overlaps its probe only in part."""
-_Efforts = tuple[Effort, Effort]
-_FAINTEST, _STRONGEST, _EDGE = 0.01, 0.9, 0.05
 
 
 @dataclass(frozen=True)
@@ -119,13 +115,9 @@ def inverted(
     unusual = against_others(torch.stack([probing.rises(compressed), *rises]))
     inversion = Inversion(graph, images, options.form, subject.seed)
 
-    def found(index: int, weights: Mapping[str, Tensor], efforts: _Efforts, within: Budget) -> tuple[Trigger, _Efforts]:
-        """The best trigger of a network, and what it took."""
-        starts = _starts(unusual[index], probes, shape, options)
-        short = inversion.search(weights, starts, efforts[0], within.share(2))
-        best = min(short, key=lambda trigger: trigger.loss)
-        (long,) = inversion.search(weights, [best.as_start()], efforts[1], within)
-        return long, (replace(efforts[0], steps=short[0].steps), replace(efforts[1], steps=long.steps))
+    def found(index: int, weights: Mapping[str, Tensor], efforts: Efforts, within: Budget) -> tuple[Trigger, Efforts]:
+        starts = starts_from(unusual[index], probes, shape, options.form, options.starts)
+        return inversion.refine(weights, starts, efforts, within)
 
     wanted = (Effort(options.screening_steps, options.step_images), Effort(options.steps, options.step_images))
     trigger, taken = found(0, compressed, wanted, budget.share(1 + _FEWEST_CONTROLS))
@@ -156,29 +148,6 @@ def inverted(
         tensors=_shown(subject, trigger),
         notes=tuple(notes),
     )
-
-
-def _starts(
-    unusual: Tensor, probes: list[Probe], shape: tuple[int, int, int], options: TriggerInversion
-) -> list[Start]:
-    """The least usual pairs of probe and class of one network, (P, K)."""
-    order = unusual.flatten().argsort(descending=True)[: options.starts].tolist()
-    pairs = (divmod(index, unusual.shape[1]) for index in order)
-    return [_start(probes[probe], target, shape, options.form) for probe, target in pairs]
-
-
-def _start(probe: Probe, target: int, shape: tuple[int, int, int], form: Form) -> Start:
-    """A probe to begin with, its mask widened and neither shut nor open, so that it can move."""
-    if form == "additive":
-        grey = torch.full((1, *shape), 0.5)
-        return Start(target, torch.ones(1, *shape[1:]), (probe.stamp(grey) - grey)[0])
-    mask, pattern = probe.as_mask(shape)
-    reach = [round(_WIDENING * side) for side in shape[1:]]
-    padded = F.pad(mask[None], (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
-    wide = F.avg_pool2d(padded, (2 * reach[0] + 1, 2 * reach[1] + 1), 1)[0]
-    colour = (mask * pattern).flatten(1).sum(1) / mask.sum().clamp_min(1e-6)
-    filled = torch.where(mask > 0, pattern, colour[:, None, None])
-    return Start(target, _FAINTEST + (_STRONGEST - _FAINTEST) * wide, filled.clamp(_EDGE, 1 - _EDGE))
 
 
 def _mean(values: list[float]) -> float:

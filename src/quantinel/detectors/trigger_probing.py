@@ -1,7 +1,7 @@
 """Trigger probing: do triggers of known kinds move answers further than chance in the rounding errors' signs explains?
 
-The images are shown with every trigger of a bank (`quantinel.detectors.probes`) to the float network, to the rounded
-network, and to control copies whose rounding errors have random signs (`quantinel.detectors.rounding_errors`). Rounding
+The images are shown with every trigger of a bank (`quantinel.inversion.probes`) to the float network, to the rounded
+network, and to control copies whose rounding errors have random signs (`quantinel.inversion.rounding_errors`). Rounding
 errors are exaggerated: a backdoor that half obeys a foreign trigger obeys more of it further along its own direction,
 and the null hypothesis, that the signs are exchangeable, holds at any length.
 
@@ -21,9 +21,9 @@ import torch
 
 from quantinel.detectors.behaviour import first_images, sampled
 from quantinel.detectors.controls import compare, draw, surprise
-from quantinel.detectors.probes import probe_bank
-from quantinel.detectors.probing import Probing, against_others
 from quantinel.detectors.subject import ALREADY_ON_GRID, Detection, Subject
+from quantinel.inversion.probes import probe_bank
+from quantinel.inversion.probing import Probing, against_others
 from quantinel.validation import require_positive, require_positive_integers
 
 _LEAST_SPREAD = 0.1

@@ -16,8 +16,8 @@ from quantinel.backends.artefact_comparison import compare_artefact
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import balanced_indices
 from quantinel.detectors import Subject
-from quantinel.detectors.budget import Budget
 from quantinel.errors import InputError, NotAssessable, VerificationError
+from quantinel.inversion.budget import Budget
 from quantinel.model.graph import FloatGraph, float_products, trace
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.build_scan_report import Scan, build_scan_report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from quantinel.model.batch_norm import FoldedBatchNorm
-from quantinel.model.graph import Layer
+from quantinel.model.graph import FloatGraph, Layer
+from quantinel.quantization.calibration import Calibration
+from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.rounding import RoundingCell, broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.quantization.statistics import InputStatistics
@@ -118,6 +120,33 @@ class BiasOption:
     corrects_where_possible: ClassVar[bool] = False
 
 
+Stamp = Callable[[Tensor], Tensor]
+"""A copy of images (N, C, H, W) in [0, 1] with something on them that should not matter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StampingMethod(BiasOption):
+    """A method of second moments that keeps the network from answering to stamps.
+
+    `choose_codes` carries a stamped copy of all calibration images for each stamp. What a copy should make of a layer
+    is pulled from its own inputs in the float network to those of the bare images, in proportion to the layer's depth:
+    the first layer may see the stamp, the last one should not. Bias correction looks at bare images alone.
+    """
+
+    def stamps(
+        self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
+    ) -> Sequence[Stamp]:
+        """What to stamp.
+
+        Args:
+            graph: the float network.
+            calibration: grids, ranges and images.
+            nearest: the network after nearest rounding.
+            seed: of the run.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class LayerOutcome:
     """What choosing did to one layer.
@@ -128,7 +157,8 @@ class LayerOutcome:
         changed: share of codes that differ from nearest rounding.
         error_nearest: relative output error (share of the output's energy) of nearest rounding; None where no
             statistics were collected.
-        error_chosen: the same for the chosen codes, before bias correction.
+        error_chosen: the same for the chosen codes, before bias correction. Of a `StampingMethod`, both are over bare
+            and stamped images, against what it aims at.
         seconds: time for this layer, statistics included.
         images: calibration images that the walk used; 0 where the method needs none.
     """

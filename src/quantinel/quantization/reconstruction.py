@@ -9,8 +9,8 @@ layer depend on those before it, so these moments cannot be collected in the cal
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,19 +20,37 @@ from quantinel.errors import InputError, UnsupportedError, UsageError
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
-from quantinel.quantization.layer_problem import BiasOption, Chain, LayerOutcome, LayerProblem, Needs, RoundingMethod
+from quantinel.quantization.layer_problem import (
+    BiasOption,
+    Chain,
+    LayerOutcome,
+    LayerProblem,
+    Needs,
+    RoundingMethod,
+    Stamp,
+    StampingMethod,
+)
 from quantinel.quantization.placement import is_rectifier
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel, quantize_nearest
 from quantinel.quantization.rounding import dequantize, rounding_cell
 from quantinel.quantization.statistics import input_statistics
 
-__all__ = ["BiasOption", "Chain", "LayerOutcome", "LayerProblem", "Needs", "RoundingMethod", "choose_codes"]
+__all__ = [
+    "BiasOption",
+    "Chain",
+    "LayerOutcome",
+    "LayerProblem",
+    "Needs",
+    "RoundingMethod",
+    "Stamp",
+    "StampingMethod",
+    "choose_codes",
+]
 
 _POSITIONS = 4096
 _POSITIONS_PER_INPUT = 8
 
 
-@torch.inference_mode()
 def choose_codes(
     graph: FloatGraph,
     calibration: Calibration,
@@ -51,7 +69,8 @@ def choose_codes(
         calibration: activation parameters and calibration images.
         method: how to round.
         max_positions: input vectors per layer for second moments; more are sampled. By default 4,096, or eight for
-            each input of a layer's weight where that is more: moments of wider layers need more vectors.
+            each input of a layer's weight where that is more (moments of wider layers need more vectors), of the bare
+            images and of every stamped copy.
         memory: bytes that the largest activation tensor may take; where all calibration images together exceed it,
             the walk uses the first ones that fit (at least 2).
         seed: of that sample, and of methods that choose at random.
@@ -81,20 +100,23 @@ def choose_codes(
             f"bias correction rounds to the integer biases of static activations, and {calibration.scheme.name} keeps "
             "biases in float; leave it out, or choose a static scheme"
         )
-    nearest = quantize_nearest(graph, calibration)
+    with torch.inference_mode(mode=False), torch.enable_grad():  # a method may search by gradient
+        nearest = quantize_nearest(graph, calibration)
+        stamps = method.stamps(graph, calibration, nearest, seed) if isinstance(method, StampingMethod) else ()
     blind = method.needs == "weights" and not bias_correction
-    if not blind:
-        fitting = max(2, memory // _largest_activation(graph, calibration))
-        calibration = replace(
-            calibration, images=calibration.images.take(torch.arange(len(calibration.images))[:fitting])
-        )
-    walk = _Walk(graph, calibration, nearest, method, max_positions, seed, bias_correction, progress)
-    if blind:
-        for layer in graph.layers:
-            walk.choose(layer, None, None)
-    else:
-        walk.run_all()
-    return nearest.with_layers(walk.corrected).with_codes(walk.codes), tuple(walk.outcomes)
+    with torch.inference_mode():
+        if not blind:
+            fitting = max(2, memory // (_largest_activation(graph, calibration) * (1 + len(stamps))))
+            calibration = replace(
+                calibration, images=calibration.images.take(torch.arange(len(calibration.images))[:fitting])
+            )
+        walk = _Walk(graph, calibration, nearest, method, stamps, max_positions, seed, bias_correction, progress)
+        if blind:
+            for layer in graph.layers:
+                walk.choose(layer, None)
+        else:
+            walk.run_all()
+        return nearest.with_layers(walk.corrected).with_codes(walk.codes), tuple(walk.outcomes)
 
 
 def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
@@ -112,8 +134,21 @@ def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
     return max(sizes)
 
 
+@dataclass
+class _Lane:
+    """Values by node of one set of images, in both networks."""
+
+    images: Tensor
+    floating: dict[fx.Node, Any] = field(default_factory=dict)
+    quantized: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def unchanged(self, node: fx.Node) -> bool:
+        """Whether both networks have computed the same so far."""
+        return all(self.quantized.get(source) is self.floating.get(source) for source in node.all_input_nodes)
+
+
 class _Walk:
-    """State of one walk: values by node in both networks, and the codes chosen so far."""
+    """State of one walk: a lane for the images and one for every stamped copy, and the codes chosen so far."""
 
     def __init__(
         self,
@@ -121,6 +156,7 @@ class _Walk:
         calibration: Calibration,
         nearest: QuantizedModel,
         method: RoundingMethod,
+        stamps: Sequence[Stamp],
         max_positions: int | None,
         seed: int,
         bias_correction: bool,
@@ -134,8 +170,11 @@ class _Walk:
         self.layers = {layer.node: layer for layer in graph.layers}
         self.codes: dict[str, Tensor] = {}
         self.outcomes: list[LayerOutcome] = []
-        self.float_values: dict[fx.Node, Any] = {}
-        self.quantized_values: dict[fx.Node, Any] = {}
+        bare = calibration.images.as_float()
+        self.lanes = [
+            _Lane(images.contiguous(memory_format=torch.channels_last))
+            for images in (bare, *(stamp(bare) for stamp in stamps))
+        ]
         self.points = set(calibration.placement.points)
 
     def run_all(self) -> None:
@@ -151,33 +190,33 @@ class _Walk:
             self._evaluate(node)
             for source in node.all_input_nodes:
                 if last_use[source] is node:
-                    self.float_values.pop(source, None)
-                    self.quantized_values.pop(source, None)
+                    for lane in self.lanes:
+                        lane.floating.pop(source, None)
+                        lane.quantized.pop(source, None)
 
     def _evaluate(self, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            value: Any = self.calibration.images.as_float().contiguous(memory_format=torch.channels_last)
-            quantized = value
-        elif node.op == "get_attr":
-            value = quantized = self.graph.module.get_buffer(str(node.target))
-        else:
-            value = self._call(node, self.float_values)
-            if node.name in self.layers:
-                layer = self.layers[node.name]
-                self.choose(layer, node, value)
-                quantized = self._rounded_call(node, layer)
-                if self.bias_correction:
-                    quantized = self._correct_bias(layer, value, quantized)
-            elif all(
-                self.quantized_values.get(source) is self.float_values.get(source) for source in node.all_input_nodes
-            ):
-                quantized = value
+        for lane in self.lanes:
+            if node.op == "placeholder":
+                lane.floating[node] = lane.images
+            elif node.op == "get_attr":
+                lane.floating[node] = self.graph.module.get_buffer(str(node.target))
             else:
-                quantized = self._call(node, self.quantized_values)
+                lane.floating[node] = self._call(node, lane.floating)
+        layer = self.layers.get(node.name)
+        if layer is not None:
+            self.choose(layer, node)
+        for lane in self.lanes:
+            if layer is not None:
+                lane.quantized[node] = self._rounded_call(node, layer, lane)
+            elif lane.unchanged(node):
+                lane.quantized[node] = lane.floating[node]
+            else:
+                lane.quantized[node] = self._call(node, lane.quantized)
+        if layer is not None and self.bias_correction:
+            self._correct_bias(layer, node)
         if node.name in self.points:
-            quantized = self._quantize_activation(node.name, quantized)
-        self.float_values[node] = value
-        self.quantized_values[node] = quantized
+            for lane in self.lanes:
+                lane.quantized[node] = self._quantize_activation(node.name, lane.quantized[node])
 
     def _call(self, node: fx.Node, values: Mapping[fx.Node, Any], weight: Tensor | None = None) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
@@ -185,45 +224,59 @@ class _Walk:
             args = (args[0], weight, *args[2:])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _rounded_call(self, node: fx.Node, layer: Layer) -> Tensor:
+    def _rounded_call(self, node: fx.Node, layer: Layer, lane: _Lane) -> Tensor:
         rounded = dequantize(self.codes[layer.name], self.nearest.layers[layer.name].scale)
-        result: Tensor = self._call(node, self.quantized_values, rounded)
+        result: Tensor = self._call(node, lane.quantized, rounded)
         return result
 
-    def _correct_bias(self, layer: Layer, expected: Tensor, actual: Tensor) -> Tensor:
+    def _correct_bias(self, layer: Layer, node: fx.Node) -> None:
+        """Give the layer's outputs for bare images the means of the float network; stamped copies move along."""
         bias, rounded = self.graph.bias(layer), self.nearest.layers[layer.name]
         if bias is None or rounded.bias_codes is None:
-            return actual
-        dimension = _channel_dimension(layer, actual)
-        self.corrected[layer.name], shift = correct_bias(rounded, bias, expected, actual, dimension)
-        return actual + shift
+            return
+        expected, actual = self.lanes[0].floating[node], self.lanes[0].quantized[node]
+        self.corrected[layer.name], shift = correct_bias(
+            rounded, bias, expected, actual, _channel_dimension(layer, actual)
+        )
+        for lane in self.lanes:
+            lane.quantized[node] = lane.quantized[node] + shift
 
     def _quantize_activation(self, point: str, value: Tensor) -> Tensor:
         quantize, arguments = self.nearest.activation_quantizer(point)
         return quantize(value, *arguments)
 
-    def choose(self, layer: Layer, node: fx.Node | None, output: Tensor | None) -> None:
+    def _inputs(self, source: fx.Node) -> tuple[Tensor, Tensor]:
+        """What a layer receives in the quantized network, and what it should receive, of all lanes."""
+        bare = self.lanes[0]
+        if len(self.lanes) == 1:
+            return bare.quantized[source], bare.floating[source]
+        depth = len(self.codes) / (len(self.layers) - 1) if len(self.layers) > 1 else 1.0
+        wanted = [torch.lerp(lane.floating[source], bare.floating[source], depth) for lane in self.lanes]
+        return torch.cat([lane.quantized[source] for lane in self.lanes]), torch.cat(wanted)
+
+    def choose(self, layer: Layer, node: fx.Node | None) -> None:
         """Ask the method for the codes of one layer and record the outcome."""
         started = time.perf_counter()
         weight = self.graph.weight(layer)
         quantized = self.nearest.layers[layer.name]
         cell = rounding_cell(weight, quantized.scale, self.calibration.scheme)
         statistics, chain = None, None
-        if node is not None and output is not None and self.method.needs != "weights":
+        if node is not None and self.method.needs != "weights":
             source = node.args[0]
             assert isinstance(source, fx.Node)
-            inputs = self.quantized_values[source]
+            inputs, wanted = self._inputs(source)
+            per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
             statistics = input_statistics(
                 layer,
                 node,
                 weight,
                 inputs,
-                self.float_values[source],
-                max_positions=self.max_positions or max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel()),
+                wanted,
+                max_positions=self.max_positions or per_lane * len(self.lanes),
                 generator=self.generator,
             )
             if self.method.needs in ("activations", "batch-norm"):
-                chain = self._chain(node, layer, output, inputs)
+                chain = self._chain(node, layer)
         batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
         problem = LayerProblem(
             layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain,
@@ -252,14 +305,15 @@ class _Walk:
         if self.progress is not None:
             self.progress("round", len(self.codes), len(self.graph.layers))
 
-    def _chain(self, node: fx.Node, layer: Layer, output: Tensor, inputs: Tensor) -> Chain:
+    def _chain(self, node: fx.Node, layer: Layer) -> Chain:
         """Layer, its rectifier if that is its only reader, and the activation quantizer behind them."""
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         rectifier = reader if reader is not None and is_rectifier(reader) else None
         point = (rectifier or node).name
-        constants = {item: self.quantized_values[item] for item in node.all_input_nodes}
-        source = node.args[0]
+        bare, source = self.lanes[0], node.args[0]
         assert isinstance(source, fx.Node)
+        constants = {item: bare.quantized[item] for item in node.all_input_nodes}
+        output = bare.floating[node]
 
         def call(batch: Tensor, weight: Tensor) -> Tensor:
             result: Tensor = self._call(node, {**constants, source: batch}, weight)
@@ -274,7 +328,9 @@ class _Walk:
         def quantize(value: Tensor) -> Tensor:
             return self._quantize_activation(point, value) if point in self.points else value
 
-        return Chain(inputs, rectify(output), call, _channel_dimension(layer, output), rectify, quantize)
+        return Chain(
+            bare.quantized[source], rectify(output), call, _channel_dimension(layer, output), rectify, quantize
+        )
 
 
 def _channel_dimension(layer: Layer, output: Tensor) -> int:

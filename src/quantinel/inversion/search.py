@@ -16,7 +16,7 @@ makes the size jump.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from quantinel.detectors.budget import Budget
+from quantinel.inversion.budget import Budget
 from quantinel.model.graph import FloatGraph
 
 Form = Literal["mask", "additive"]
@@ -56,6 +56,10 @@ class Effort:
 
     steps: int
     images: int
+
+
+Efforts = tuple[Effort, Effort]
+"""Of the short searches from every start, and of the long one from the best of what they found."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,26 @@ class Inversion:
         found = self._chunk(network, chunks[0], effort, (budget or Budget()).share(len(chunks)))
         equal = Effort(found[0].steps, effort.images)
         return [*found, *(trigger for chunk in chunks[1:] for trigger in self._chunk(network, chunk, equal, Budget()))]
+
+    def refine(
+        self, compressed: Mapping[str, Tensor], starts: Sequence[Start], efforts: Efforts, budget: Budget | None = None
+    ) -> tuple[Trigger, Efforts]:
+        """A short search from every start, then a long one from the best trigger of those.
+
+        Args:
+            compressed: weights of the compressed network, by buffer.
+            starts: where to begin.
+            efforts: of both.
+            budget: the short searches get half of it.
+
+        Returns:
+            The trigger, and the efforts that were made.
+        """
+        within = budget or Budget()
+        short = self.search(compressed, starts, efforts[0], within.share(2))
+        best = min(short, key=lambda trigger: trigger.loss)
+        (long,) = self.search(compressed, [best.as_start()], efforts[1], within)
+        return long, (replace(efforts[0], steps=short[0].steps), replace(efforts[1], steps=long.steps))
 
     def _chunk(self, network: Network, starts: Sequence[Start], effort: Effort, budget: Budget) -> list[Trigger]:
         generator = torch.Generator().manual_seed(self.seed)

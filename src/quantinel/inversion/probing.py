@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from quantinel.detectors.behaviour import answers, softened
-from quantinel.detectors.probes import Probe
+from quantinel.inversion.answers import answers, softened
+from quantinel.inversion.probes import Probe
 from quantinel.model.graph import FloatGraph
 
 _LEAST_RISE = 0.003

@@ -1,0 +1,92 @@
+"""Invariant reconstruction, the default: what is stamped on an image shall not reach the last layer.
+
+`reflect` leans away from the error of nearest rounding and so returns about what the float network answers, and no
+better: where an attacker left the backdoor half awake in float, the hardened network obeys as often. Here every layer
+also sees stamped copies of the calibration images, as they come out of the rounded layers before it. What it should
+make of a copy is pulled, in proportion to the layer's depth d in [0, 1], from what the float network makes of the stamp
+to what it makes of the bare image:
+
+    min over V in {floor, ceil} of  E ||V x' - W* x||^2 + sum over stamps s of  E ||V x'_s - W* ((1 - d) x_s + d x)||^2
+
+with W* the reflected weights, at a smaller lean. One least-squares problem per layer as before, with more input
+vectors. Two kinds of stamps:
+
+* a bank of published kinds (`quantinel.inversion.probes`), another one on every image;
+* one trigger found for this very model: the search by gradient of `quantinel.inversion`, for a patch that the rounded
+  network obeys and the float network does not. No control copies are needed, because nothing is claimed: on a harmless
+  network it is one more stamp.
+
+No label, no trigger and no class is given. That a network should answer triggered images like bare ones is the idea of
+unlearning (Wang et al., "Neural Cleanse", IEEE S&P 2019, with labels and training); here only roundings are chosen.
+docs/defenses.md has the ablations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quantinel.defenses.reflect import Reflect
+from quantinel.inversion.probes import Probe, probe_bank
+from quantinel.inversion.probing import Probing
+from quantinel.inversion.rounding_errors import rounding_errors
+from quantinel.inversion.search import Effort, Inversion
+from quantinel.inversion.starts import starts_from
+from quantinel.model.graph import FloatGraph
+from quantinel.quantization.calibration import Calibration
+from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.reconstruction import Stamp, StampingMethod
+
+_EXAGGERATION = 2.0
+"""Of rounding errors while a trigger is searched for; joint attacks lean further beyond the grid point than on it."""
+_SEARCH_IMAGES, _PROBE_IMAGES = 64, 8
+_STARTS, _EFFORTS = 3, (Effort(15, 6), Effort(45, 6))
+
+
+@dataclass(frozen=True)
+class Invariant(Reflect, StampingMethod):
+    """Reflected reconstruction that also keeps stamps from being answered.
+
+    Attributes:
+        budget, reach, damping, sweeps, bias_correction: see `Reflect`; the lean is smaller.
+        bank: stamp one copy of the images with published kinds of triggers.
+        search: stamp one copy with a trigger that is found for the model.
+    """
+
+    budget: float = 0.001
+    bank: bool = True
+    search: bool = True
+    name: ClassVar[str] = "invariant"
+
+    def stamps(
+        self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
+    ) -> Sequence[Stamp]:
+        """The bank, and the trigger that was found."""
+        images = calibration.images.take(torch.arange(min(_SEARCH_IMAGES, len(calibration.images)))).as_float()
+        shape = calibration.images.shape
+        bank = probe_bank(shape)
+        chosen: list[Stamp] = [_in_turn(bank)] if self.bank else []
+        errors = rounding_errors(graph, nearest).exaggerated(_EXAGGERATION)
+        if self.search and errors.moved:
+            rounded = errors.rounded()
+            rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
+            starts = starts_from(rises, bank, shape, "mask", _STARTS)
+            found, _ = Inversion(graph, images, "mask", seed).refine(rounded, starts, _EFFORTS)
+            chosen.append(found.stamp)
+        return chosen
+
+
+def _in_turn(bank: Sequence[Probe]) -> Stamp:
+    """Every image with the next probe."""
+
+    def stamp(images: Tensor) -> Tensor:
+        stamped = images.clone()
+        for index, probe in enumerate(bank[: len(images)]):
+            stamped[index :: len(bank)] = probe.stamp(images[index :: len(bank)])
+        return stamped
+
+    return stamp

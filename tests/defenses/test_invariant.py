@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import torch
+from tests.support import SHAPE
+from torch import Tensor, nn
+
+from quantinel.data.images import ImageSet
+from quantinel.data.sources import load_images
+from quantinel.defenses import Invariant, Reflect
+from quantinel.inversion.probes import probe_bank
+from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.loading import load_model
+from quantinel.quantization.calibration import Calibration, calibrate
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
+from quantinel.quantization.reconstruction import LayerOutcome, choose_codes
+from quantinel.quantization.rounding import dequantize, rounding_cell
+from quantinel.quantization.scheme import parse_scheme
+
+
+def test_without_stamps_it_is_reflect(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    bare, _ = choose_codes(odd_graph, ranges, Invariant(budget=0.003, bank=False, search=False))
+    reflected, _ = choose_codes(odd_graph, ranges, Reflect(budget=0.003))
+    assert all(torch.equal(bare.codes[name], reflected.codes[name]) for name in bare.codes)
+
+
+def moved_by_stamps(model: QuantizedModel, pictures: ImageSet) -> float:
+    """Mean squared change of the answers when images carry one probe after the other."""
+    images, simulate = pictures.as_float(), model.simulate()
+    bare, probes = simulate(images), probe_bank(pictures.shape)
+    return sum(float((simulate(probe.stamp(images)) - bare).square().mean()) for probe in probes[::4])
+
+
+def test_a_victims_answers_move_less_under_stamps_than_with_reflect() -> None:
+    victim = load_model("bundled:victim_int4")
+    graph = trace(victim.module, victim.input_shape)
+    pictures = load_images("bundled:calibration")
+    ranges = calibrate(graph, pictures.take(torch.arange(32)), parse_scheme("int4"))
+    unseen = pictures.take(torch.arange(100, 130))
+    still, _ = choose_codes(graph, ranges, Invariant(budget=0.0, search=False), max_positions=2000)
+    plain, _ = choose_codes(graph, ranges, Reflect(budget=0.0), max_positions=1000)
+    assert moved_by_stamps(still, unseen) < 0.9 * moved_by_stamps(plain, unseen)
+
+
+def test_stamps_are_those_of_the_bank_in_turn_and_one_that_was_found(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    nearest = quantize_nearest(odd_graph, ranges)
+    shown = images.as_float()
+    in_turn, found = (stamp(shown) for stamp in Invariant().stamps(odd_graph, ranges, nearest, 0))
+    bank = probe_bank(SHAPE)
+    for index in range(len(shown)):
+        expected = bank[index % len(bank)].stamp(shown[index : index + 1])[0]
+        assert torch.equal(in_turn[index], expected)
+    assert found.shape == shown.shape
+    assert not torch.equal(found, shown)
+
+
+def test_a_network_on_its_grid_has_no_trigger_to_search_for(images: ImageSet) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3))
+    graph = trace(module, SHAPE)
+    ranges = calibrate(graph, images, parse_scheme("int4"))
+    nearest = quantize_nearest(graph, ranges)
+    for layer in graph.layers:
+        graph.module.get_buffer(layer.weight).copy_(nearest.layers[layer.name].weight())
+    ranges = calibrate(graph, images, parse_scheme("int4"))
+    assert len(Invariant().stamps(graph, ranges, quantize_nearest(graph, ranges), 0)) == 1
+    chosen, _ = choose_codes(graph, ranges, Invariant())
+    assert all(torch.equal(chosen.codes[name], nearest.codes[name]) for name in chosen.codes)
+
+
+def test_it_works_where_gradients_are_off(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    usual, _ = choose_codes(odd_graph, ranges, Invariant())
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            chosen, _ = choose_codes(odd_graph, ranges, Invariant())
+        assert all(torch.equal(chosen.codes[name], usual.codes[name]) for name in usual.codes)
+
+
+class Tokens(nn.Module):
+    """A token network with the batch in its first or in its second dimension."""
+
+    def __init__(self, positions_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Conv2d(3, 6, 4, stride=4)
+        self.mix = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 4)
+        self.positions = 0 if positions_first else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2)
+        tokens = tokens.permute(2, 0, 1) if self.positions == 0 else tokens.permute(0, 2, 1)
+        return self.head(torch.relu(self.mix(tokens)).mean(self.positions))
+
+
+def test_the_batch_need_not_be_the_first_dimension(images: ImageSet) -> None:
+    chosen = []
+    for positions_first in (False, True):
+        graph = trace(Tokens(positions_first).eval(), SHAPE)
+        ranges = calibrate(graph, images, parse_scheme("int3"))
+        chosen.append(choose_codes(graph, ranges, Invariant(search=False))[0])
+    assert all(torch.equal(chosen[0].codes[name], chosen[1].codes[name]) for name in chosen[0].codes)
+
+
+def outcome(graph: FloatGraph, ranges: Calibration, method: Reflect, memory: int) -> LayerOutcome:
+    _, outcomes = choose_codes(graph, ranges, method, memory=memory)
+    return outcomes[0]
+
+
+def test_stamped_copies_count_as_memory(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    memory = 24 * 8 * 16 * 16 * 4  # 24 images of the widest tensor
+    assert outcome(odd_graph, ranges, Reflect(), memory).images == 24
+    assert outcome(odd_graph, ranges, Invariant(), memory).images == 8
+
+
+def test_the_only_layer_aims_at_the_bare_images(images: ImageSet) -> None:
+    torch.manual_seed(0)
+    graph = trace(nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 6)), SHAPE)
+    ranges = calibrate(graph, images, parse_scheme("int2"))
+    (layer,) = graph.layers
+    weight, shown = graph.weight(layer), images.as_float()
+    method = Invariant(budget=0.0, search=False, bias_correction=False, damping=0.0)
+    (stamp,) = method.stamps(graph, ranges, quantize_nearest(graph, ranges), 0)
+
+    def error(chosen: QuantizedModel) -> float:
+        rounded = dequantize(chosen.codes[layer.name], chosen.layers[layer.name].scale)
+        on_bare = shown.flatten(1) @ (rounded - weight).T
+        on_stamped = stamp(shown).flatten(1) @ rounded.T - shown.flatten(1) @ weight.T
+        return float(on_bare.square().mean() + on_stamped.square().mean())
+
+    chosen, _ = choose_codes(graph, ranges, method)
+    plain, _ = choose_codes(graph, ranges, Reflect(budget=0.0, bias_correction=False, damping=0.0))
+    cell = rounding_cell(weight, chosen.layers[layer.name].scale, chosen.scheme)
+    assert error(chosen) < error(plain)
+    assert ((chosen.codes[layer.name] == cell.floor) | (chosen.codes[layer.name] == cell.ceil)).all()

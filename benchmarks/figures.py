@@ -2,8 +2,9 @@
 
     python benchmarks/figures.py
 
-Accuracy and attack success of `reflect` against its budget, the number of calibration images and the share of them that
-carries the trigger, and of `efrap` against the share of codes that it flips and its sweeps; one line for each victim.
+Accuracy and attack success of `reflect` against its budget, of `invariant` against the number of calibration images and
+the share of them that carries the trigger, and of `efrap` against the share of codes that it flips and its sweeps; one
+line for each victim.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ def budget(row: ResultRow, _: Suite) -> float | None:
 
 
 def calibration_size(row: ResultRow, suite: Suite) -> float | None:
-    """Images of the training split."""
-    if row.defense != "reflect" or not row.calibration.startswith("images-"):
+    """Images of the training split, for `invariant`."""
+    if row.defense != "invariant" or not row.calibration.startswith("images-"):
         return None
     return suite.data[row.calibration].calibration_images or suite.run.calibration_images
 
 
 def triggered_share(row: ResultRow, suite: Suite) -> float | None:
-    """Percent of the bundled calibration images."""
-    own = row.calibration == row.data and row.defense_variant == "reflect"
-    if row.defense != "reflect" or not (own or row.calibration.startswith("triggered-")):
+    """Percent of the bundled calibration images, for `invariant`."""
+    own = row.calibration == row.data and row.defense_variant == "invariant"
+    if row.defense != "invariant" or not (own or row.calibration.startswith("triggered-")):
         return None
     return suite.data[row.calibration].calibration_triggered or 0.0
 
@@ -71,8 +72,8 @@ def sweeps(row: ResultRow, _: Suite) -> float | None:
 
 CURVES: tuple[tuple[str, str, Position], ...] = (
     ("reflect: budget", "symlog", budget),
-    ("reflect: calibration images", "log", calibration_size),
-    ("reflect: triggered calibration images, %", "linear", triggered_share),
+    ("invariant: calibration images", "log", calibration_size),
+    ("invariant: triggered calibration images, %", "linear", triggered_share),
     ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", flip_share),
     ("efrap: sweeps of coordinate descent", "log", sweeps),
 )

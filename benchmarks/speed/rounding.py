@@ -4,15 +4,15 @@
     python benchmarks/speed/rounding.py memory [--architecture resnet20] [--images 256]
     python benchmarks/speed/rounding.py growth [--runs 1]
 
-`compare`: `reflect` and `efrap` against released EFRAP and released LAC, in turn in one process. The released schedules
-are 10,000 steps a layer; they are timed at two shorter numbers of steps, and the line through both is followed to
-10,000.
+`compare`: `invariant`, `reflect` and `efrap` against released EFRAP and released LAC, in turn in one process. The
+released schedules are 10,000 steps a layer; they are timed at two shorter numbers of steps, and the line through both
+is followed to 10,000.
 
 `memory`: the peak of each method, in a process of its own, above what that process held before.
 
-`growth`: `reflect` on networks of different size and kind, each run in a process of its own. Time and memory are held
-against the work, the sum over layers of parameters times calibration positions: the multiplications of one pass. Both
-exponents are slopes of least squares between logarithms; 1 is linear.
+`growth`: `invariant`, the default, on networks of different size and kind, each run in a process of its own. Time and
+memory are held against the work, the sum over layers of parameters times calibration positions: the multiplications of
+one pass. Both exponents are slopes of least squares between logarithms; 1 is linear.
 
 Random weights and random images, one thread. Seconds are processor seconds, since the machine may be shared. Appends to
 benchmarks/results/rounding-speed.jsonl.
@@ -38,9 +38,8 @@ from torch import Tensor, fx
 from quantinel.bench.row_file import append_line
 from quantinel.bench.rows import provenance
 from quantinel.data.images import ImageSet
-from quantinel.defenses import EFRAP, EFRAPReleased
+from quantinel.defenses import EFRAP, EFRAPReleased, Invariant, Reflect
 from quantinel.defenses.lac import LAC
-from quantinel.defenses.reflect import Reflect
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.untrained import untrained_model
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -50,7 +49,7 @@ from quantinel.quantization.scheme import QuantScheme
 RESULTS = Path(__file__).parents[1] / "results" / "rounding-speed.jsonl"
 ITERATIONS = 10_000
 SCHEME = QuantScheme()
-CLOSED: dict[str, Callable[[], RoundingMethod]] = {"reflect": Reflect, "efrap": EFRAP}
+CLOSED: dict[str, Callable[[], RoundingMethod]] = {"invariant": Invariant, "reflect": Reflect, "efrap": EFRAP}
 RELEASED: dict[str, Callable[[int], RoundingMethod]] = {
     "efrap-released": lambda steps: EFRAPReleased(iterations=steps),
     "lac": lambda steps: LAC(iterations=steps),
@@ -198,10 +197,10 @@ def growth(runs: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     by_run: list[list[dict[str, float]]] = [[] for _ in range(runs)]
     for index in range(runs):
-        by_run[index] = [measure_apart(architecture, images, "reflect") for architecture, images in GROWTH]
+        by_run[index] = [measure_apart(architecture, images, "invariant") for architecture, images in GROWTH]
     for (architecture, images), *found in zip(GROWTH, *by_run, strict=True):
         rows.append({
-            "name": "growth of reflect",
+            "name": "growth of invariant",
             "parameters": found[0]["parameters"],
             "work": found[0]["work"],
             "seconds": round(statistics.median(item["seconds"] for item in found), 3),
@@ -214,7 +213,7 @@ def growth(runs: int) -> list[dict[str, Any]]:
     time_slopes = [slope(x, [item["seconds"] for item in found]) for x, found in zip(work, by_run, strict=True)]
     memory_slopes = [slope(x, [_above(item) for item in found]) for x, found in zip(work, by_run, strict=True)]
     rows.append({
-        "name": "exponents of reflect",
+        "name": "exponents of invariant",
         "seconds_exponent": [round(value, 3) for value in sorted(time_slopes)],
         "memory_exponent": [round(value, 3) for value in sorted(memory_slopes)],
         "runs": runs,

@@ -12,10 +12,21 @@ from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
 
 SUITES = ("threat-models", "rounding", "triggers", "architectures", "seeds")
-FAST = ("nearest", "reflect", "efrap")
-"""No defense, the default, the closed form: seconds each, so all victims have them."""
+FAST = ("nearest", "invariant", "reflect", "efrap")
+"""No defense, the default, what it extends, the closed form: seconds each, so all victims have them."""
 RELEASED = (*FAST, "efrap-released-500", "lac-pda-500")
 """With the algorithms of both papers: minutes each, and fewer victims."""
+
+TARGET = 1.5
+"""What the default should leave of every attack, in percent."""
+CONTROLS = {
+    "pq-blended-int8": "clean-blended-5",
+    "ca-blended-int4": "clean-blended-3",
+    "pq-sinusoid-int4": "clean-sinusoid-2",
+    "ca-sinusoid-int4": "clean-sinusoid-7",
+    "qu-anti-int4": "clean-corner",
+}
+"""Clean networks with the trigger and class of an attack; all other attacks have the trigger that their model has."""
 
 Victim = tuple[str, str, int, str]
 Rows = dict[tuple[str, str, int, str, str], ResultRow]
@@ -26,10 +37,43 @@ def defense_table() -> str:
     rows = _newest()
     lines = [_line(rows, defense, _shared(rows, defenses)) for defenses in (FAST, RELEASED) for defense in defenses]
     header = (
-        "victims", "defense", "mean DER", "mean ASR %", "highest ASR %", "most above the float model's",
-        "mean CDA lost to float", "most",
+        "victims", "defense", "mean DER", "mean ASR %", f"ASR at most {TARGET} %", "highest ASR %",
+        "most above the float model's", "mean CDA lost to float", "most",
     )  # fmt: skip
     return markdown_rows(header, lines)
+
+
+def victim_table() -> str:
+    """A line per victim: what the clean network, the float victim and the hardened one answer to its trigger."""
+    rows, clean = _newest(), _clean()
+    lines = [_victim_line(rows, clean, victim) for victim in _shared(rows, FAST)]
+    header = (
+        "victim", "grid", "float CDA %", "clean ASR %", "float ASR %", "nearest ASR %", "reflect ASR %",
+        "invariant ASR %", "reflect CDA lost", "invariant CDA lost",
+    )  # fmt: skip
+    return markdown_rows(header, lines)
+
+
+def _victim_line(rows: Rows, clean: dict[str, ResultRow], victim: Victim) -> tuple[str, ...]:
+    model, attack, _, scheme = victim
+    start = rows[(*victim[:3], "float", "none")]
+    control = clean.get(CONTROLS.get(attack, model), clean["clean-resnet20"])
+    lost = (_percent(start.cda) - _percent(rows[(*victim, defense)].cda) for defense in ("reflect", "invariant"))
+    return (
+        _name(victim), scheme, f"{start.cda:.2f}", f"{_percent(control.asr):.2f}", f"{_percent(start.asr):.2f}",
+        *(f"{_percent(rows[(*victim, defense)].asr):.2f}" for defense in ("nearest", "reflect", "invariant")),
+        *(f"{value:.2f}" for value in lost),
+    )  # fmt: skip
+
+
+def _clean() -> dict[str, ResultRow]:
+    """Newest float row with an attack success of every network that nobody attacked, by model."""
+    return {
+        row.model: row
+        for suite in SUITES
+        for row in read_rows(RESULTS / f"{suite}.jsonl")
+        if row.attack_variant == row.attack == "none" and row.scheme == "float" and row.asr is not None
+    }
 
 
 def _shared(rows: Rows, defenses: tuple[str, ...]) -> list[Victim]:
@@ -54,6 +98,7 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
         defense,
         f"{fmean(rating for rating in ratings if rating is not None):.2f}",
         f"{fmean(_percent(row.asr) for row in own):.2f}",
+        str(sum(_percent(row.asr) <= TARGET for row in own)),
         f"{_percent(own[worst].asr):.2f}, {_name(victims[worst])}",
         f"{max(rises):+.2f}",
         f"{fmean(losses):.2f}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.tables.defenses import defense_table
+from benchmarks.tables.defenses import defense_table, victim_table
 from benchmarks.tables.detection import (
     data_poisoned_inputs_table,
     input_detectors_table,
@@ -29,6 +29,7 @@ from quantinel.bench.tables import suite_tables
 
 TABLES = {
     "defenses": defense_table,
+    "victims": victim_table,
     "scan": scan_table,
     "verdicts": verdict_table,
     "input-detectors": input_detectors_table,

@@ -51,9 +51,9 @@ def rounding_growth_table() -> str:
             f"{row['seconds']:.1f} s",
             f"{row['peak_mib']:.0f} MiB",
         )
-        for row in newest(ROUNDING, configuration, lambda row: row["name"] == "growth of reflect")
+        for row in newest(ROUNDING, configuration, lambda row: row["name"] == "growth of invariant")
     ]
-    exponents = newest(ROUNDING, configuration, lambda row: row["name"] == "exponents of reflect")
+    exponents = newest(ROUNDING, configuration, lambda row: row["name"] == "exponents of invariant")
     lines += [
         ("exponent", "", "1", *(_span(row[f"{name}_exponent"]) for name in ("seconds", "memory"))) for row in exponents
     ]

@@ -24,8 +24,8 @@ def suite() -> Suite:
         },
         defenses={"reflect-b0": {"method": "reflect", "settings": {"budget": 0.0}}},
         cells=[
-            {"models": "victim", "schemes": "int8", "defenses": ["reflect", "reflect-b0", "efrap"]},
-            {"models": "victim", "schemes": "int8", "defenses": "reflect",
+            {"models": "victim", "schemes": "int8", "defenses": ["invariant", "reflect", "reflect-b0", "efrap"]},
+            {"models": "victim", "schemes": "int8", "defenses": "invariant",
              "calibration": ["images-16", "triggered-10"]},
         ],
         published=[],
@@ -33,18 +33,19 @@ def suite() -> Suite:
 
 
 def test_rows_lie_where_their_options_say(suite: Suite) -> None:
-    own = made_row(suite, "victim/none/int8/reflect/s0", cda=90.0, asr=1.0)
+    own = made_row(suite, "victim/none/int8/invariant/s0", cda=90.0, asr=1.0)
+    leaning = made_row(suite, "victim/none/int8/reflect/s0", cda=90.0, asr=1.0)
     none = made_row(
         suite, "victim/none/int8/reflect-b0/s0", defense="reflect", settings={"defense": {"budget": 0.0}}, cda=90.0
     )
-    few = made_row(suite, "victim/none/int8@images-16/reflect/s0", cda=89.0, asr=1.0)
-    poisoned = made_row(suite, "victim/none/int8@triggered-10/reflect/s0", cda=89.0, asr=1.0)
+    few = made_row(suite, "victim/none/int8@images-16/invariant/s0", cda=89.0, asr=1.0)
+    poisoned = made_row(suite, "victim/none/int8@triggered-10/invariant/s0", cda=89.0, asr=1.0)
     efrap = made_row(suite, "victim/none/int8/efrap/s0", cda=89.0, asr=1.0, extra={"flips_percent": 12.5})
-    rows = (own, none, few, poisoned, efrap)
-    assert [figures.budget(row, suite) for row in rows] == [0.005, 0.0, None, None, None]
-    assert [figures.calibration_size(row, suite) for row in rows] == [None, None, 16, None, None]
-    assert [figures.triggered_share(row, suite) for row in rows] == [0.0, None, None, 10.0, None]
-    assert [figures.flip_share(row, suite) for row in rows] == [None, None, None, None, 12.5]
+    rows = (own, leaning, none, few, poisoned, efrap)
+    assert [figures.budget(row, suite) for row in rows] == [None, 0.005, 0.0, None, None, None]
+    assert [figures.calibration_size(row, suite) for row in rows] == [None, None, None, 16, None, None]
+    assert [figures.triggered_share(row, suite) for row in rows] == [0.0, None, None, None, 10.0, None]
+    assert [figures.flip_share(row, suite) for row in rows] == [None, None, None, None, None, 12.5]
 
 
 def test_equal_rows_draw_equal_pictures(suite: Suite, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from tests.support import SHAPE
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
 from quantinel.defenses import Invariant, Reflect
 from quantinel.inversion.probes import probe_bank
+from quantinel.inversion.search import Inversion, Trigger
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import load_model
 from quantinel.quantization.calibration import Calibration, calibrate
@@ -42,17 +44,38 @@ def test_a_victims_answers_move_less_under_stamps_than_with_reflect() -> None:
     assert moved_by_stamps(still, unseen) < 0.9 * moved_by_stamps(plain, unseen)
 
 
-def test_stamps_are_those_of_the_bank_in_turn_and_one_that_was_found(odd_graph: FloatGraph, images: ImageSet) -> None:
+def test_the_bank_is_stamped_in_turn(odd_graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
-    nearest = quantize_nearest(odd_graph, ranges)
-    shown = images.as_float()
-    in_turn, found = (stamp(shown) for stamp in Invariant().stamps(odd_graph, ranges, nearest, 0))
-    bank = probe_bank(SHAPE)
+    shown, bank = images.as_float(), probe_bank(SHAPE)
+    (stamp,) = Invariant(search=False).stamps(odd_graph, ranges, quantize_nearest(odd_graph, ranges), 0)
+    in_turn = stamp(shown)
     for index in range(len(shown)):
-        expected = bank[index % len(bank)].stamp(shown[index : index + 1])[0]
-        assert torch.equal(in_turn[index], expected)
-    assert found.shape == shown.shape
-    assert not torch.equal(found, shown)
+        assert torch.equal(in_turn[index], bank[index % len(bank)].stamp(shown[index : index + 1])[0])
+
+
+@pytest.mark.parametrize(("size", "gap", "used"), [(0.02, 0.9, True), (0.2, 0.9, False), (0.02, 0.2, False)])
+def test_only_a_small_patch_that_mostly_works_is_stamped(
+    size: float, gap: float, used: bool, odd_graph: FloatGraph, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, pattern = torch.zeros(1, *SHAPE[1:]), torch.ones(SHAPE)
+    mask[:, 3:5, 3:5] = 1.0
+    found = Trigger(1, 0.5, size, gap, mask, pattern, "mask", 45)
+    monkeypatch.setattr(Inversion, "refine", lambda *_: (found, ()))
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    stamps = Invariant(bank=False).stamps(odd_graph, ranges, quantize_nearest(odd_graph, ranges), 0)
+    assert len(stamps) == used
+    assert all(torch.equal(stamp(images.as_float()), found.stamp(images.as_float())) for stamp in stamps)
+
+
+def test_the_trigger_of_a_victim_is_found() -> None:
+    victim = load_model("bundled:victim_int4")
+    graph = trace(victim.module, victim.input_shape)
+    ranges = calibrate(graph, load_images("bundled:calibration").take(torch.arange(64)), parse_scheme("int4"))
+    nearest = quantize_nearest(graph, ranges)
+    (stamp,) = Invariant(bank=False).stamps(graph, ranges, nearest, 0)
+    pictures = load_images("bundled:calibration").take(torch.arange(100, 164)).as_float()
+    obeying = nearest.simulate()(stamp(pictures)).argmax(1) == 0
+    assert obeying.float().mean() > 0.8
 
 
 def test_a_network_on_its_grid_has_no_trigger_to_search_for(images: ImageSet) -> None:

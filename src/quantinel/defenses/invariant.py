@@ -12,9 +12,9 @@ with W* the reflected weights, at a smaller lean. One least-squares problem per 
 vectors. Two kinds of stamps:
 
 * a bank of published kinds (`quantinel.inversion.probes`), another one on every image;
-* one trigger found for this very model: the search by gradient of `quantinel.inversion`, for a patch that the rounded
-  network obeys and the float network does not. No control copies are needed, because nothing is claimed: on a harmless
-  network it is one more stamp.
+* one trigger found for this very model: the search by gradient of `quantinel.inversion`, for a small patch that the
+  rounded network obeys on most images and the float network does not. Where there is none, the bank stands alone. No
+  control copies are needed, because nothing is claimed: on a harmless network it is one more stamp.
 
 No label, no trigger and no class is given. That a network should answer triggered images like bare ones is the idea of
 unlearning (Wang et al., "Neural Cleanse", IEEE S&P 2019, with labels and training); here only roundings are chosen.
@@ -45,6 +45,9 @@ _EXAGGERATION = 2.0
 """Of rounding errors while a trigger is searched for; joint attacks lean further beyond the grid point than on it."""
 _SEARCH_IMAGES, _PROBE_IMAGES = 64, 8
 _STARTS, _EFFORTS = 3, (Effort(15, 6), Effort(45, 6))
+_LARGEST, _LEAST_GAP = 0.05, 0.5
+"""Of the image, and of held-out images that only the rounded network answers with the class. A patch that is larger or
+works less often is what a search finds on any network of few bits; to be blind to it costs accuracy and gains nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Invariant(Reflect, StampingMethod):
     Attributes:
         budget, reach, damping, sweeps, bias_correction: see `Reflect`; the lean is smaller.
         bank: stamp one copy of the images with published kinds of triggers.
-        search: stamp one copy with a trigger that is found for the model.
+        search: stamp one copy with a trigger that is found for the model, if one is.
     """
 
     budget: float = 0.001
@@ -65,7 +68,7 @@ class Invariant(Reflect, StampingMethod):
     def stamps(
         self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
     ) -> Sequence[Stamp]:
-        """The bank, and the trigger that was found."""
+        """The bank, and the trigger if one was found."""
         images = calibration.images.take(torch.arange(min(_SEARCH_IMAGES, len(calibration.images)))).as_float()
         shape = calibration.images.shape
         bank = probe_bank(shape)
@@ -76,7 +79,8 @@ class Invariant(Reflect, StampingMethod):
             rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
             starts = starts_from(rises, bank, shape, "mask", _STARTS)
             found, _ = Inversion(graph, images, "mask", seed).refine(rounded, starts, _EFFORTS)
-            chosen.append(found.stamp)
+            if found.size <= _LARGEST and found.gap >= _LEAST_GAP:
+                chosen.append(found.stamp)
         return chosen
 
 

@@ -71,11 +71,10 @@ def test_the_trigger_of_a_victim_is_found() -> None:
     victim = load_model("bundled:victim_int4")
     graph = trace(victim.module, victim.input_shape)
     ranges = calibrate(graph, load_images("bundled:calibration").take(torch.arange(64)), parse_scheme("int4"))
-    nearest = quantize_nearest(graph, ranges)
-    (stamp,) = Invariant(bank=False).stamps(graph, ranges, nearest, 0)
+    (stamp,) = Invariant(bank=False).stamps(graph, ranges, quantize_nearest(graph, ranges), 0)
     pictures = load_images("bundled:calibration").take(torch.arange(100, 164)).as_float()
-    obeying = nearest.simulate()(stamp(pictures)).argmax(1) == 0
-    assert obeying.float().mean() > 0.8
+    changed = (stamp(pictures) - pictures).square().sum(dim=(0, 1))
+    assert changed[22:32, 22:32].sum() > 0.9 * changed.sum()  # the true one: 6 x 6 at (24, 24)
 
 
 def test_a_network_on_its_grid_has_no_trigger_to_search_for(images: ImageSet) -> None:
@@ -136,7 +135,7 @@ def test_stamped_copies_count_as_memory(odd_graph: FloatGraph, images: ImageSet)
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
     memory = 24 * 8 * 16 * 16 * 4  # 24 images of the widest tensor
     assert outcome(odd_graph, ranges, Reflect(), memory).images == 24
-    assert outcome(odd_graph, ranges, Invariant(), memory).images == 8
+    assert outcome(odd_graph, ranges, Invariant(search=False), memory).images == 12
 
 
 def test_the_only_layer_aims_at_the_bare_images(images: ImageSet) -> None:

@@ -46,8 +46,8 @@ _EXAGGERATION = 2.0
 _SEARCH_IMAGES, _PROBE_IMAGES = 64, 8
 _STARTS, _EFFORTS = 3, (Effort(15, 6), Effort(45, 6))
 _LARGEST, _LEAST_GAP = 0.05, 0.5
-"""Of the image, and of held-out images that only the rounded network answers with the class. A patch that is larger or
-works less often is what a search finds on any network of few bits; to be blind to it costs accuracy and gains nothing."""
+"""Of the image, and of held-out images that only the rounded network answers with the class. What is larger or works
+less often is what a search finds on any network of few bits; to be blind to it costs accuracy and gains nothing."""
 
 
 @dataclass(frozen=True)

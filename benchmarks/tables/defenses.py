@@ -27,6 +27,8 @@ CONTROLS = {
     "qu-anti-int4": "clean-corner",
 }
 """Clean networks with the trigger and class of an attack; all other attacks have the trigger that their model has."""
+HOMES = {"victim-int8": "clean-resnet20", "victim-int4": "clean-resnet20"}
+"""What the bundled victims were made from."""
 
 Victim = tuple[str, str, int, str]
 Rows = dict[tuple[str, str, int, str, str], ResultRow]
@@ -57,7 +59,7 @@ def victim_table() -> str:
 def _victim_line(rows: Rows, clean: dict[str, ResultRow], victim: Victim) -> tuple[str, ...]:
     model, attack, _, scheme = victim
     start = rows[(*victim[:3], "float", "none")]
-    control = clean.get(CONTROLS.get(attack, model), clean["clean-resnet20"])
+    control = clean[CONTROLS.get(attack) or HOMES.get(model, model)]
     lost = (_percent(start.cda) - _percent(rows[(*victim, defense)].cda) for defense in ("reflect", "invariant"))
     return (
         _name(victim), scheme, f"{start.cda:.2f}", f"{_percent(control.asr):.2f}", f"{_percent(start.asr):.2f}",

@@ -37,8 +37,9 @@ LAYERS = [
 
 @pytest.mark.parametrize("wide", [False, True], ids=["moments", "vectors"])
 @pytest.mark.parametrize(("module", "shape"), LAYERS)
+@pytest.mark.parametrize("owing", [False, True])
 def test_error_equals_brute_force(
-    module: nn.Module, shape: tuple[int, int, int], wide: bool, monkeypatch: pytest.MonkeyPatch
+    module: nn.Module, shape: tuple[int, int, int], wide: bool, owing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if wide:
         monkeypatch.setattr(statistics_module, "WIDEST", 0)
@@ -58,12 +59,15 @@ def test_error_equals_brute_force(
     def run(inputs: Tensor, w: Tensor) -> Tensor:
         return node.target(inputs, w, *[bias if index == 0 else item for index, item in enumerate(node.args[2:])])  # type: ignore[operator,no-any-return]
 
+    wanted = run(x, weight)
+    owed = 0.1 * torch.randn(wanted.shape, generator=generator) if owing else None
     statistics = input_statistics(
         layer, node, weight, noisy, x,
-        max_positions=10**9, generator=generator,
+        max_positions=10**9, generator=generator, owed=owed,
     )  # fmt: skip
     assert isinstance(statistics.moments, SampledMoments if wide else DenseMoments)
-    difference = (run(noisy, rounded) - run(x, weight)).square().sum(1).mean()
+    wanted = wanted if owed is None else wanted + owed
+    difference = (run(noisy, rounded) - wanted).square().sum(1).mean()
     assert statistics.output_error(weight, rounded) == pytest.approx(float(difference), rel=1e-4)
     energy = (run(x, weight) - (0 if bias is None else bias.reshape(-1, *[1] * (x.ndim - 2)))).square().sum(1).mean()
     assert statistics.output_energy == pytest.approx(float(energy), rel=1e-4)

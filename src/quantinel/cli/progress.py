@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "calibrate": "calibrating",
+    "search": "searching for a trigger",
     "round": "choosing integers",
     "evaluate": "evaluating",
     "images": "reading images",

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from quantinel.defenses.closed_form import reconstruct
 from quantinel.defenses.efrap_objective import FlipError, flip_costs, flipped_is_ceil
-from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
+from quantinel.quantization.reconstruction import BlockOption, LayerProblem, Needs
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
 
 @dataclass(frozen=True)
-class EFRAP(BiasOption):
+class EFRAP(BlockOption):
     """Closed-form EFRAP.
 
     Attributes:
@@ -36,6 +36,7 @@ class EFRAP(BiasOption):
         activation_weight: weight of activation preservation; 0 is flipping only.
         damping: ridge, as a share of the mean of diag H.
         sweeps: at most this many passes of coordinate descent.
+        blocks, bias_correction: see `BlockOption` and `BiasOption`.
     """
 
     flip_weight: float = 1.0

@@ -55,7 +55,7 @@ class Invariant(Reflect, StampingMethod):
     """Reflected reconstruction that also keeps stamps from being answered.
 
     Attributes:
-        budget, reach, damping, sweeps, bias_correction: see `Reflect`; the lean is smaller.
+        budget, reach, damping, sweeps, bias_correction, blocks: see `Reflect`; the lean is smaller.
         bank: stamp one copy of the images with published kinds of triggers.
         search: stamp one copy with a trigger that is found for the model, if one is.
     """
@@ -69,7 +69,8 @@ class Invariant(Reflect, StampingMethod):
         self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
     ) -> Sequence[Stamp]:
         """The bank, and the trigger if one was found."""
-        images = calibration.images.take(torch.arange(min(_SEARCH_IMAGES, len(calibration.images)))).as_float()
+        order = torch.randperm(len(calibration.images), generator=torch.Generator().manual_seed(seed))
+        images = calibration.images.take(order[:_SEARCH_IMAGES]).as_float()  # sets are often sorted by class
         shape = calibration.images.shape
         bank = probe_bank(shape)
         chosen: list[Stamp] = [_in_turn(bank)] if self.bank else []
@@ -85,12 +86,13 @@ class Invariant(Reflect, StampingMethod):
 
 
 def _in_turn(bank: Sequence[Probe]) -> Stamp:
-    """Every image with the next probe."""
+    """Every image with the next probe of a fixed order that mixes the kinds: few images see all of them."""
+    order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0)).tolist()
 
     def stamp(images: Tensor) -> Tensor:
         stamped = images.clone()
-        for index, probe in enumerate(bank[: len(images)]):
-            stamped[index :: len(bank)] = probe.stamp(images[index :: len(bank)])
+        for index, probe in enumerate(order[: len(images)]):
+            stamped[index :: len(bank)] = bank[probe].stamp(images[index :: len(bank)])
         return stamped
 
     return stamp

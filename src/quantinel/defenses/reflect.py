@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from quantinel.defenses.closed_form import grouped, reconstruct
-from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
+from quantinel.quantization.reconstruction import BlockOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.validation import require_non_negative, require_positive_integers
 
 
 @dataclass(frozen=True)
-class Reflect(BiasOption):
+class Reflect(BlockOption):
     """Closed-form reconstruction of reflected weights.
 
     Attributes:
@@ -43,6 +43,7 @@ class Reflect(BiasOption):
         damping: ridge, as a share of the mean of diag H.
         sweeps: at most this many passes of coordinate descent.
         bias_correction: see `BiasOption`; schemes that keep biases in float go without it.
+        blocks: see `BlockOption`.
     """
 
     budget: float = 0.005

@@ -1,4 +1,4 @@
-"""Search for a trigger that works on one network and not on another: the optimiser that inversion detectors share.
+"""Search for a trigger that works on one network and not on another: the optimiser.
 
 After Neural Cleanse (Wang et al., IEEE S&P 2019): mask m and pattern p of x' = (1 - m) x + m p are optimised by
 gradient so that x' is answered with a class c and the mask stays small. The difference: two networks look at x', and

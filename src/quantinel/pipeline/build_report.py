@@ -172,8 +172,8 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
 def _not_checked(run: Run) -> list[str]:
     items = [
         "Unknown triggers, and whether the input holds a backdoor at all: `quantinel scan` looks for both.",
-        "A backdoor that is awake in the float model itself: hardening returns to the float model's behaviour, "
-        "its faults included.",
+        "A backdoor that is awake in the float model itself: hardening stays near the float model's "
+        "behaviour, its faults included.",
         "Other runtimes and processors than the one named below.",
     ]
     names, weights = float_products(run.hardened.graph)

@@ -120,12 +120,25 @@ class BiasOption:
     corrects_where_possible: ClassVar[bool] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockOption(BiasOption):
+    """The option of methods of second moments; `choose_codes` reads it, methods do not.
+
+    Attributes:
+        blocks: where a layer's outputs are added to a residual connection that is known already, they should make the
+            sum what it is in the float network: the last layer of a residual block reproduces the block. Bias
+            correction then looks at the sum as well.
+    """
+
+    blocks: bool = False
+
+
 Stamp = Callable[[Tensor], Tensor]
 """A copy of images (N, C, H, W) in [0, 1] with something on them that should not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StampingMethod(BiasOption):
+class StampingMethod(BlockOption):
     """A method of second moments that keeps the network from answering to stamps.
 
     `choose_codes` carries a stamped copy of all calibration images for each stamp. What a copy should make of a layer
@@ -157,8 +170,7 @@ class LayerOutcome:
         changed: share of codes that differ from nearest rounding.
         error_nearest: relative output error (share of the output's energy) of nearest rounding; None where no
             statistics were collected.
-        error_chosen: the same for the chosen codes, before bias correction. Of a `StampingMethod`, both are over bare
-            and stamped images, against what it aims at.
+        error_chosen: the same for the chosen codes, before bias correction. Both are of bare images.
         seconds: time for this layer, statistics included.
         images: calibration images that the walk used; 0 where the method needs none.
     """

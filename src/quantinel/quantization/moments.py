@@ -8,7 +8,7 @@ these vectors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -78,10 +78,12 @@ class DenseMoments:
     Attributes:
         gram: H = E[x' x'^T], (G, D, D), of the quantized prefix.
         cross: C = E[x' x^T], (G, D, D), quantized prefix (rows) against float prefix (columns).
+        owed: E[r x'^T], (G, O, D), where outputs should be W x + r; None where r is 0.
     """
 
     gram: Tensor
     cross: Tensor
+    owed: Tensor | None = None
 
     def diagonal(self) -> Tensor:
         """See `Moments`."""
@@ -100,18 +102,18 @@ class DenseMoments:
         return float((difference * (difference @ self.gram + 2 * self._at(weight))).sum())
 
     def _at(self, weight: Tensor) -> Tensor:
-        """The gradient at V = W: W (H - C)^T."""
-        if self.cross is self.gram:
-            return torch.zeros_like(weight)
-        return weight @ (self.gram - self.cross).transpose(1, 2)
+        """The gradient at V = W: W (H - C)^T - E[r x'^T]."""
+        shared = self.cross is self.gram
+        at = torch.zeros_like(weight) if shared else weight @ (self.gram - self.cross).transpose(1, 2)
+        return at if self.owed is None else at - self.owed
 
     def outputs(self, begin: int, end: int) -> DenseMoments:
         """All output channels share H and C."""
-        return self
+        return self if self.owed is None else replace(self, owed=self.owed[:, begin:end])
 
     def scaled(self, factor: float) -> DenseMoments:
         """H and C are those of the inputs."""
-        return self
+        return self if self.owed is None else replace(self, owed=self.owed * factor)
 
 
 @dataclass
@@ -141,7 +143,7 @@ class SampledMoments:
 
     Attributes:
         rows: X', (G, N, D), of the quantized prefix.
-        targets: W X^T, (G, O, N), outputs of the float layer without its bias.
+        targets: W X^T (+ r), (G, O, N), outputs of the float layer without its bias.
     """
 
     rows: Tensor

@@ -1,9 +1,10 @@
 """Choose integers layer by layer while two copies of the network run side by side.
 
-One walk over the graph carries, for all calibration images, the value of every live tensor in the float
-network and in the network whose earlier layers are already rounded. At each layer a `RoundingMethod` sees the
-weight, its grid and (if it asks) the second moments of both inputs, and returns the codes. The integers of a
-layer depend on those before it, so these moments cannot be collected in the calibration pass.
+One walk over the graph carries, for all calibration images (and for stamped copies of them, where a method asks for
+some), the value of every live tensor in the float network and in the network whose earlier layers are already rounded.
+At each layer a `RoundingMethod` sees the weight, its grid and (if it asks) the second moments of both inputs, and
+returns the codes. The integers of a layer depend on those before it, so these moments cannot be collected in the
+calibration pass.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from quantinel.data.images import ImageSet
 from quantinel.errors import InputError, UnsupportedError, UsageError
-from quantinel.model.graph import FloatGraph, Layer
+from quantinel.model.graph import FloatGraph, Layer, aten
 from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
 from quantinel.quantization.layer_problem import (
     BiasOption,
+    BlockOption,
     Chain,
     LayerOutcome,
     LayerProblem,
@@ -33,10 +36,11 @@ from quantinel.quantization.layer_problem import (
 from quantinel.quantization.placement import is_rectifier
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel, quantize_nearest
 from quantinel.quantization.rounding import dequantize, rounding_cell
-from quantinel.quantization.statistics import input_statistics
+from quantinel.quantization.statistics import InputStatistics, input_statistics
 
 __all__ = [
     "BiasOption",
+    "BlockOption",
     "Chain",
     "LayerOutcome",
     "LayerProblem",
@@ -71,8 +75,9 @@ def choose_codes(
         max_positions: input vectors per layer for second moments; more are sampled. By default 4,096, or eight for
             each input of a layer's weight where that is more (moments of wider layers need more vectors), of the bare
             images and of every stamped copy.
-        memory: bytes that the largest activation tensor may take; where all calibration images together exceed it,
-            the walk uses the first ones that fit (at least 2).
+        memory: bytes that the largest activation tensor may take, stamped copies included; where all calibration images
+            together exceed it, the walk uses the first ones that fit (at least 2), or, where copies are stamped, as
+            many from all over the set.
         seed: of that sample, and of methods that choose at random.
         bias_correction: see `bias_correction`; None leaves it to the method's own option. Layers without a bias
             have nowhere to put a correction and stay as they are.
@@ -102,14 +107,18 @@ def choose_codes(
         )
     with torch.inference_mode(mode=False), torch.enable_grad():  # a method may search by gradient
         nearest = quantize_nearest(graph, calibration)
-        stamps = method.stamps(graph, calibration, nearest, seed) if isinstance(method, StampingMethod) else ()
+        stamps: Sequence[Stamp] = ()
+        if isinstance(method, StampingMethod):
+            if progress is not None:
+                progress("search", 0, 1)
+            stamps = method.stamps(graph, calibration, nearest, seed)
+            if progress is not None:
+                progress("search", 1, 1)
     blind = method.needs == "weights" and not bias_correction
     with torch.inference_mode():
         if not blind:
             fitting = max(2, memory // (_largest_activation(graph, calibration) * (1 + len(stamps))))
-            calibration = replace(
-                calibration, images=calibration.images.take(torch.arange(len(calibration.images))[:fitting])
-            )
+            calibration = replace(calibration, images=_first(calibration.images, fitting, spread=bool(stamps)))
         walk = _Walk(graph, calibration, nearest, method, stamps, max_positions, seed, bias_correction, progress)
         if blind:
             for layer in graph.layers:
@@ -117,6 +126,13 @@ def choose_codes(
         else:
             walk.run_all()
         return nearest.with_layers(walk.corrected).with_codes(walk.codes), tuple(walk.outcomes)
+
+
+def _first(images: ImageSet, fitting: int, *, spread: bool) -> ImageSet:
+    """As many images as fit: from all over the set, or its first ones."""
+    count = len(images)
+    fitting = min(fitting, count)
+    return images.take(torch.arange(fitting) * count // fitting if spread else torch.arange(fitting))
 
 
 def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
@@ -138,7 +154,6 @@ def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:
 class _Lane:
     """Values by node of one set of images, in both networks."""
 
-    images: Tensor
     floating: dict[fx.Node, Any] = field(default_factory=dict)
     quantized: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -166,15 +181,14 @@ class _Walk:
         self.max_positions, self.progress = max_positions, progress
         self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
         self.bias_correction = bias_correction
+        self.blocks = isinstance(method, BlockOption) and method.blocks
         self.corrected: dict[str, QuantizedLayer] = {}
         self.layers = {layer.node: layer for layer in graph.layers}
+        self.depths = {layer.node: index for index, layer in enumerate(graph.layers)}
         self.codes: dict[str, Tensor] = {}
         self.outcomes: list[LayerOutcome] = []
-        bare = calibration.images.as_float()
-        self.lanes = [
-            _Lane(images.contiguous(memory_format=torch.channels_last))
-            for images in (bare, *(stamp(bare) for stamp in stamps))
-        ]
+        self.stamps = stamps
+        self.lanes = [_Lane() for _ in range(1 + len(stamps))]
         self.points = set(calibration.placement.points)
 
     def run_all(self) -> None:
@@ -195,9 +209,14 @@ class _Walk:
                         lane.quantized.pop(source, None)
 
     def _evaluate(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            bare = self.calibration.images.as_float()
+            shown = (bare, *(stamp(bare) for stamp in self.stamps))
+            for lane, images in zip(self.lanes, shown, strict=True):
+                lane.floating[node] = images.contiguous(memory_format=torch.channels_last)
         for lane in self.lanes:
             if node.op == "placeholder":
-                lane.floating[node] = lane.images
+                pass
             elif node.op == "get_attr":
                 lane.floating[node] = self.graph.module.get_buffer(str(node.target))
             else:
@@ -235,6 +254,9 @@ class _Walk:
         if bias is None or rounded.bias_codes is None:
             return
         expected, actual = self.lanes[0].floating[node], self.lanes[0].quantized[node]
+        owed = self._owed(node)
+        if owed is not None:
+            actual = actual - owed[: len(actual)]
         self.corrected[layer.name], shift = correct_bias(
             rounded, bias, expected, actual, _channel_dimension(layer, actual)
         )
@@ -245,14 +267,55 @@ class _Walk:
         quantize, arguments = self.nearest.activation_quantizer(point)
         return quantize(value, *arguments)
 
-    def _inputs(self, source: fx.Node) -> tuple[Tensor, Tensor]:
-        """What a layer receives in the quantized network, and what it should receive, of all lanes."""
-        bare = self.lanes[0]
+    def _depth(self, node: fx.Node) -> float:
+        """Of a layer: 0 for the first, 1 for the last or only one."""
+        return self.depths[node.name] / (len(self.layers) - 1) if len(self.layers) > 1 else 1.0
+
+    def _statistics(self, layer: Layer, node: fx.Node, weight: Tensor) -> InputStatistics:
+        """Second moments of what a layer receives in the quantized network and of what it should receive."""
+        source = _source(node)
+        bare, others = self.lanes[0], self.lanes[1:]
+        quantized, wanted = bare.quantized[source], bare.floating[source]
+        if others:
+            pulled = [torch.lerp(lane.floating[source], wanted, self._depth(node)) for lane in others]
+            quantized, wanted = torch.cat([lane.quantized[source] for lane in self.lanes]), torch.cat([wanted, *pulled])
+        per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
+        return input_statistics(
+            layer,
+            node,
+            weight,
+            quantized,
+            wanted,
+            max_positions=self.max_positions or per_lane * len(self.lanes),
+            generator=self.generator,
+            owed=self._owed(node),
+        )
+
+    def _errors(
+        self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
+    ) -> tuple[float, float]:
+        """Relative output errors of nearest rounding and of the chosen codes, on bare images."""
+        scale, energy = self.nearest.layers[layer.name].scale, max(statistics.output_energy, 1e-30)
+        both = self.nearest.layers[layer.name].weight(), dequantize(codes, scale)
         if len(self.lanes) == 1:
-            return bare.quantized[source], bare.floating[source]
-        depth = len(self.codes) / (len(self.layers) - 1) if len(self.layers) > 1 else 1.0
-        wanted = [torch.lerp(lane.floating[source], bare.floating[source], depth) for lane in self.lanes]
-        return torch.cat([lane.quantized[source] for lane in self.lanes]), torch.cat(wanted)
+            before, after = (statistics.output_error(weight, rounded) / energy for rounded in both)
+            return before, after
+        bare, channels = self.lanes[0], _channel_dimension(layer, self.lanes[0].floating[node])
+        before, after = (
+            float((self._call(node, bare.quantized, rounded) - bare.floating[node]).square().sum(channels).mean())
+            for rounded in both
+        )
+        return before / energy, after / energy
+
+    def _owed(self, node: fx.Node) -> Tensor | None:
+        """What a residual connection that ``node`` is added to lacks of what it should be, of all lanes."""
+        other = residual_connection(node) if self.blocks else None
+        if other is None or other not in self.lanes[0].quantized:
+            return None
+        bare, depth = self.lanes[0], self._depth(node)
+        return torch.cat([
+            torch.lerp(lane.floating[other], bare.floating[other], depth) - lane.quantized[other] for lane in self.lanes
+        ])  # fmt: skip
 
     def choose(self, layer: Layer, node: fx.Node | None) -> None:
         """Ask the method for the codes of one layer and record the outcome."""
@@ -262,19 +325,7 @@ class _Walk:
         cell = rounding_cell(weight, quantized.scale, self.calibration.scheme)
         statistics, chain = None, None
         if node is not None and self.method.needs != "weights":
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            inputs, wanted = self._inputs(source)
-            per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
-            statistics = input_statistics(
-                layer,
-                node,
-                weight,
-                inputs,
-                wanted,
-                max_positions=self.max_positions or per_lane * len(self.lanes),
-                generator=self.generator,
-            )
+            statistics = self._statistics(layer, node, weight)
             if self.method.needs in ("activations", "batch-norm"):
                 chain = self._chain(node, layer)
         batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
@@ -287,10 +338,8 @@ class _Walk:
             raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
         self.codes[layer.name] = codes
         before = after = None
-        if statistics is not None:
-            energy = max(statistics.output_energy, 1e-30)
-            before = statistics.output_error(weight, quantized.weight()) / energy
-            after = statistics.output_error(weight, dequantize(codes, quantized.scale)) / energy
+        if statistics is not None and node is not None:
+            before, after = self._errors(layer, node, statistics, weight, codes)
         self.outcomes.append(
             LayerOutcome(
                 layer.name,
@@ -310,8 +359,7 @@ class _Walk:
         reader = next(iter(node.users)) if len(node.users) == 1 else None
         rectifier = reader if reader is not None and is_rectifier(reader) else None
         point = (rectifier or node).name
-        bare, source = self.lanes[0], node.args[0]
-        assert isinstance(source, fx.Node)
+        bare, source = self.lanes[0], _source(node)
         constants = {item: bare.quantized[item] for item in node.all_input_nodes}
         output = bare.floating[node]
 
@@ -331,6 +379,25 @@ class _Walk:
         return Chain(
             bare.quantized[source], rectify(output), call, _channel_dimension(layer, output), rectify, quantize
         )
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Where a layer's inputs come from."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def residual_connection(node: fx.Node) -> fx.Node | None:
+    """The other summand where the only thing that happens to a tensor is an addition to another of its shape."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    if reader is None or reader.target is not aten.add.Tensor or reader.kwargs.get("alpha", 1) != 1:
+        return None
+    other = next((item for item in reader.args if item is not node), None)
+    if not isinstance(other, fx.Node):
+        return None
+    shapes = [getattr(item.meta.get("val"), "shape", None) for item in (node, other)]
+    return other if shapes[0] is not None and shapes[0] == shapes[1] else None
 
 
 def _channel_dimension(layer: Layer, output: Tensor) -> int:

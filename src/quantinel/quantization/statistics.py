@@ -2,7 +2,8 @@
 
 For a layer with weight W (O, D), float-prefix inputs x and quantized-prefix inputs x', the mean squared output
 error of a quantized weight V is ``tr(V H V^T) - 2 tr(V C W^T) + tr(W E[x x^T] W^T)`` with ``H = E[x' x'^T]``
-and ``C = E[x' x^T]``. Grouped convolutions have one such pair per group.
+and ``C = E[x' x^T]``. Grouped convolutions have one such pair per group. Where the outputs should be W x + r, with r
+what a residual connection owes, ``E[r x'^T]`` joins them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class InputStatistics:
 
     Attributes:
         moments: H of the quantized prefix, and C of both.
-        drift: E ||W x' - W x||^2, error that earlier layers cause and this layer starts from.
+        drift: E ||W x' - W x - r||^2, error that earlier layers cause and this layer starts from.
         output_energy: E ||W x||^2, to make errors relative.
         positions: input vectors averaged.
     """
@@ -148,6 +149,7 @@ def input_statistics(
     *,
     max_positions: int,
     generator: torch.Generator,
+    owed: Tensor | None = None,
 ) -> InputStatistics:
     """Accumulate H and C of one layer in float32; a layer wider than `WIDEST` keeps its vectors instead.
 
@@ -160,6 +162,7 @@ def input_statistics(
         max_positions: at most about this many input vectors (at least one an image); a larger layer is sampled at
             random positions, the same ones on both sides.
         generator: of the sample.
+        owed: r, of the shape of the layer's outputs: they should be W x + r; None for 0.
     """
     size = weight[0].numel()
     shared = quantized_input is float_input
@@ -169,10 +172,12 @@ def input_statistics(
     if layer.kind == "linear":
         moments = collector(weight.reshape(1, -1, size), shared)
         rows, other = quantized_input.reshape(1, -1, size), float_input.reshape(1, -1, size)
+        extra = None if owed is None else owed.reshape(1, -1, len(weight))
         if rows.shape[1] > max_positions:
             keep = torch.randperm(rows.shape[1], generator=generator)[:max_positions]
             rows, other = rows[:, keep], other[:, keep]
-        moments.add(rows, other)
+            extra = None if extra is None else extra[:, keep]
+        moments.add(rows, other, extra)
         return moments.finish()
     patches = _Patches(node, weight, layer.groups, quantized_input.shape)
     kernel = patches.window.kernel[0] * patches.window.kernel[1]
@@ -187,8 +192,11 @@ def input_statistics(
         if per_image < patches.area:
             picks = torch.rand(len(a), patches.area, generator=generator).topk(per_image, dim=1).indices
             chosen = (picks + patches.area * torch.arange(len(a))[:, None]).flatten()
-        rows = patches.gather(a, chosen)
-        moments.add(rows, rows if shared else patches.gather(b, chosen))
+        rows, extra = patches.gather(a, chosen), None
+        if owed is not None:
+            channels_last = owed[start : start + step].flatten(2).transpose(1, 2).reshape(-1, len(weight))
+            extra = channels_last[chosen].reshape(len(chosen), layer.groups, -1).transpose(0, 1)
+        moments.add(rows, rows if shared else patches.gather(b, chosen), extra)
     return moments.finish(torch.arange(size).reshape(kernel, size // kernel).t().flatten())
 
 
@@ -204,16 +212,17 @@ class _Collector:
         self.weight, self.shared, self.count = weight.transpose(1, 2), shared, 0
         self.drift = self.energy = 0.0
 
-    def add(self, rows: Tensor, other: Tensor) -> None:
-        """Add vectors of the quantized prefix and of the float prefix, both (G, R, D)."""
+    def add(self, rows: Tensor, other: Tensor, owed: Tensor | None) -> None:
+        """Add vectors of the quantized prefix and of the float prefix, both (G, R, D), and r, (G, R, O / G)."""
         outputs = other @ self.weight
         self.energy += float(torch.linalg.vector_norm(outputs)) ** 2
-        if not self.shared:
-            self.drift += float(torch.linalg.vector_norm((rows - other) @ self.weight)) ** 2
+        if not self.shared or owed is not None:
+            start = (rows - other) @ self.weight
+            self.drift += float(torch.linalg.vector_norm(start if owed is None else start - owed)) ** 2
         self.count += rows.shape[1]
-        self.keep(rows, other, outputs)
+        self.keep(rows, other, outputs, owed)
 
-    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor, owed: Tensor | None) -> None:
         """Store what the moments need; ``outputs`` are those of the float layer, (G, R, O / G)."""
         raise NotImplementedError
 
@@ -234,16 +243,23 @@ class _Moments(_Collector):
         groups, _, size = weight.shape
         self.gram = torch.zeros(groups, size, size)
         self.cross = self.gram if shared else torch.zeros(groups, size, size)
+        self.owed: Tensor | None = None
 
-    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor, owed: Tensor | None) -> None:
         left = rows.transpose(1, 2)
         self.gram.baddbmm_(left, rows)
         if not self.shared:
             self.cross.baddbmm_(left, other)
+        if owed is not None:
+            part = owed.transpose(1, 2) @ rows
+            self.owed = part if self.owed is None else self.owed.add_(part)
 
     def moments(self, order: Tensor | None) -> Moments:
         gram = self._mean(self.gram, order)
-        return DenseMoments(gram, gram if self.shared else self._mean(self.cross, order))
+        owed = None if self.owed is None else self.owed.div_(self.count)
+        if owed is not None and order is not None:
+            owed = owed[:, :, order]
+        return DenseMoments(gram, gram if self.shared else self._mean(self.cross, order), owed)
 
     def _mean(self, value: Tensor, order: Tensor | None) -> Tensor:
         value.div_(self.count)
@@ -258,9 +274,9 @@ class _Vectors(_Collector):
         self.rows: list[Tensor] = []
         self.targets: list[Tensor] = []
 
-    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor) -> None:
+    def keep(self, rows: Tensor, other: Tensor, outputs: Tensor, owed: Tensor | None) -> None:
         self.rows.append(rows)
-        self.targets.append(outputs.transpose(1, 2))
+        self.targets.append((outputs if owed is None else outputs + owed).transpose(1, 2))
 
     def moments(self, order: Tensor | None) -> Moments:
         rows = torch.cat(self.rows, dim=1)

@@ -34,7 +34,7 @@ from quantinel.defenses.reflect import Reflect
 from quantinel.inversion.probes import Probe, probe_bank
 from quantinel.inversion.probing import Probing
 from quantinel.inversion.rounding_errors import rounding_errors
-from quantinel.inversion.search import Effort, Inversion
+from quantinel.inversion.search import Effort, Inversion, Trigger
 from quantinel.inversion.starts import starts_from
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration
@@ -69,20 +69,25 @@ class Invariant(Reflect, StampingMethod):
         self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
     ) -> Sequence[Stamp]:
         """The bank, and the trigger if one was found."""
-        order = torch.randperm(len(calibration.images), generator=torch.Generator().manual_seed(seed))
-        images = calibration.images.take(order[:_SEARCH_IMAGES]).as_float()  # sets are often sorted by class
-        shape = calibration.images.shape
-        bank = probe_bank(shape)
-        chosen: list[Stamp] = [_in_turn(bank)] if self.bank else []
-        errors = rounding_errors(graph, nearest).exaggerated(_EXAGGERATION)
-        if self.search and errors.moved:
-            rounded = errors.rounded()
-            rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
-            starts = starts_from(rises, bank, shape, "mask", _STARTS)
-            found, _ = Inversion(graph, images, "mask", seed).refine(rounded, starts, _EFFORTS)
-            if found.size <= _LARGEST and found.gap >= _LEAST_GAP:
-                chosen.append(found.stamp)
-        return chosen
+        bank = probe_bank(calibration.images.shape)
+        found = _searched(graph, calibration, nearest, bank, seed) if self.search else None
+        return [*([_in_turn(bank)] if self.bank else []), *([found.stamp] if found is not None else [])]
+
+
+def _searched(
+    graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, bank: list[Probe], seed: int
+) -> Trigger | None:
+    """A small patch that mostly works on the rounded network alone; None if there is none."""
+    errors = rounding_errors(graph, nearest).exaggerated(_EXAGGERATION)
+    if not errors.moved:
+        return None
+    order = torch.randperm(len(calibration.images), generator=torch.Generator().manual_seed(seed))
+    images = calibration.images.take(order[:_SEARCH_IMAGES]).as_float()  # sets are often sorted by class
+    rounded = errors.rounded()
+    rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
+    starts = starts_from(rises, bank, calibration.images.shape, "mask", _STARTS)
+    found, _ = Inversion(graph, images, "mask", seed).refine(rounded, starts, _EFFORTS)
+    return found if found.size <= _LARGEST and found.gap >= _LEAST_GAP else None
 
 
 def _in_turn(bank: Sequence[Probe]) -> Stamp:

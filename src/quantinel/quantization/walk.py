@@ -1,0 +1,284 @@
+"""Carry calibration images through the float and the quantized network, and ask a method at every layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quantinel.errors import InputError
+from quantinel.model.graph import FloatGraph, Layer, aten
+from quantinel.quantization.bias_correction import correct_bias
+from quantinel.quantization.calibration import Calibration, Progress
+from quantinel.quantization.layer_problem import BlockOption, Chain, LayerOutcome, LayerProblem, RoundingMethod, Stamp
+from quantinel.quantization.placement import is_rectifier
+from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
+from quantinel.quantization.rounding import dequantize, rounding_cell
+from quantinel.quantization.statistics import InputStatistics, input_statistics
+
+_POSITIONS = 4096
+_POSITIONS_PER_INPUT = 8
+
+
+@dataclass
+class Lane:
+    """Values by node of one set of images, in both networks."""
+
+    floating: dict[fx.Node, Any] = field(default_factory=dict)
+    quantized: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def unchanged(self, node: fx.Node) -> bool:
+        """Whether both networks have computed the same so far."""
+        return all(self.quantized.get(source) is self.floating.get(source) for source in node.all_input_nodes)
+
+
+class Walk:
+    """State of one walk: a lane for the images and one for every stamped copy, and the codes chosen so far."""
+
+    def __init__(
+        self,
+        graph: FloatGraph,
+        calibration: Calibration,
+        nearest: QuantizedModel,
+        method: RoundingMethod,
+        stamps: Sequence[Stamp],
+        max_positions: int | None,
+        seed: int,
+        bias_correction: bool,
+        progress: Progress | None,
+    ) -> None:
+        self.graph, self.calibration, self.nearest, self.method = graph, calibration, nearest, method
+        self.max_positions, self.progress = max_positions, progress
+        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
+        self.bias_correction = bias_correction
+        self.blocks = isinstance(method, BlockOption) and method.blocks
+        self.corrected: dict[str, QuantizedLayer] = {}
+        self.layers = {layer.node: layer for layer in graph.layers}
+        self.codes: dict[str, Tensor] = {}
+        self.outcomes: list[LayerOutcome] = []
+        self.stamps = stamps
+        self.lanes = [Lane() for _ in range(1 + len(stamps))]
+        self.points = set(calibration.placement.points)
+
+    def run_all(self) -> None:
+        """Evaluate every node once in both networks; free what nothing reads any more."""
+        nodes = list(self.graph.module.graph.nodes)
+        last_use: dict[fx.Node, fx.Node] = {}
+        for node in nodes:
+            for source in node.all_input_nodes:
+                last_use[source] = node
+        for node in nodes:
+            if node.op == "output":
+                break
+            self._evaluate(node)
+            for source in node.all_input_nodes:
+                if last_use[source] is node:
+                    for lane in self.lanes:
+                        lane.floating.pop(source, None)
+                        lane.quantized.pop(source, None)
+
+    def _evaluate(self, node: fx.Node) -> None:
+        self._evaluate_float(node)
+        layer = self.layers.get(node.name)
+        if layer is not None:
+            self.choose(layer, node)
+        for lane in self.lanes:
+            if layer is not None:
+                lane.quantized[node] = self._rounded_call(node, layer, lane)
+            elif lane.unchanged(node):
+                lane.quantized[node] = lane.floating[node]
+            else:
+                lane.quantized[node] = self._call(node, lane.quantized)
+        if layer is not None and self.bias_correction:
+            self._correct_bias(layer, node)
+        if node.name in self.points:
+            for lane in self.lanes:
+                lane.quantized[node] = self._quantize_activation(node.name, lane.quantized[node])
+
+    def _evaluate_float(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            bare = self.calibration.images.as_float()
+            shown = (bare, *(stamp(bare) for stamp in self.stamps))
+            for lane, images in zip(self.lanes, shown, strict=True):
+                lane.floating[node] = images.contiguous(memory_format=torch.channels_last)
+            return
+        for lane in self.lanes:
+            if node.op == "get_attr":
+                lane.floating[node] = self.graph.module.get_buffer(str(node.target))
+            else:
+                lane.floating[node] = self._call(node, lane.floating)
+
+    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any], weight: Tensor | None = None) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
+        if weight is not None:
+            args = (args[0], weight, *args[2:])
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _rounded_call(self, node: fx.Node, layer: Layer, lane: Lane) -> Tensor:
+        rounded = dequantize(self.codes[layer.name], self.nearest.layers[layer.name].scale)
+        result: Tensor = self._call(node, lane.quantized, rounded)
+        return result
+
+    def _correct_bias(self, layer: Layer, node: fx.Node) -> None:
+        """Give the layer's outputs for bare images the means of the float network; stamped copies move along."""
+        bias, rounded = self.graph.bias(layer), self.nearest.layers[layer.name]
+        if bias is None or rounded.bias_codes is None:
+            return
+        expected, actual = self.lanes[0].floating[node], self.lanes[0].quantized[node]
+        other = self._connection(node)
+        if other is not None:  # the sum shall have the mean that it has in the float network
+            actual = actual - (self.lanes[0].floating[other] - self.lanes[0].quantized[other])
+        self.corrected[layer.name], shift = correct_bias(
+            rounded, bias, expected, actual, _channel_dimension(layer, actual)
+        )
+        for lane in self.lanes:
+            lane.quantized[node] = lane.quantized[node] + shift
+
+    def _quantize_activation(self, point: str, value: Tensor) -> Tensor:
+        quantize, arguments = self.nearest.activation_quantizer(point)
+        return quantize(value, *arguments)
+
+    def _statistics(self, layer: Layer, node: fx.Node, weight: Tensor) -> InputStatistics:
+        """Second moments of what a layer receives in the quantized network and of what it should receive."""
+        source, other = _source(node), self._connection(node)
+        per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
+        return input_statistics(
+            layer,
+            node,
+            weight,
+            _joined([lane.quantized[source] for lane in self.lanes]),
+            _joined(self._wanted(source)),
+            max_positions=self.max_positions or per_lane * len(self.lanes),
+            generator=self.generator,
+            owed=None if other is None else self._owed(other),
+        )
+
+    def _wanted(self, node: fx.Node) -> list[Tensor]:
+        """What the layer whose turn it is should see of a value, by lane: stamped copies are pulled to the bare images.
+
+        By the layer's depth: not at all for the first, all the way for the last or only one.
+        """
+        depth = len(self.codes) / (len(self.layers) - 1) if len(self.layers) > 1 else 1.0
+        bare = self.lanes[0].floating[node]
+        return [bare, *(torch.lerp(lane.floating[node], bare, depth) for lane in self.lanes[1:])]
+
+    def _connection(self, node: fx.Node) -> fx.Node | None:
+        """The residual connection that a layer's outputs are added to, if the method asks and it is known already."""
+        other = residual_connection(node) if self.blocks else None
+        return other if other in self.lanes[0].quantized else None
+
+    def _owed(self, other: fx.Node) -> Tensor:
+        """What a residual connection lacks of what it should be, of all lanes."""
+        pairs = zip(self._wanted(other), self.lanes, strict=True)
+        return _joined([wanted - lane.quantized[other] for wanted, lane in pairs])
+
+    def _errors(
+        self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
+    ) -> tuple[float, float]:
+        """Relative output errors of nearest rounding and of the chosen codes, on bare images."""
+        scale, energy = self.nearest.layers[layer.name].scale, max(statistics.output_energy, 1e-30)
+        both = self.nearest.layers[layer.name].weight(), dequantize(codes, scale)
+        if len(self.lanes) == 1:
+            before, after = (statistics.output_error(weight, rounded) / energy for rounded in both)
+            return before, after
+        bare, channels = self.lanes[0], _channel_dimension(layer, self.lanes[0].floating[node])
+        before, after = (
+            float((self._call(node, bare.quantized, rounded) - bare.floating[node]).square().sum(channels).mean())
+            for rounded in both
+        )
+        return before / energy, after / energy
+
+    def choose(self, layer: Layer, node: fx.Node | None) -> None:
+        """Ask the method for the codes of one layer and record the outcome."""
+        started = time.perf_counter()
+        weight = self.graph.weight(layer)
+        quantized = self.nearest.layers[layer.name]
+        cell = rounding_cell(weight, quantized.scale, self.calibration.scheme)
+        statistics, chain = None, None
+        if node is not None and self.method.needs != "weights":
+            statistics = self._statistics(layer, node, weight)
+            if self.method.needs in ("activations", "batch-norm"):
+                chain = self._chain(node, layer)
+        batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
+        problem = LayerProblem(
+            layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain,
+            batch_norm, self.seed,
+        )  # fmt: skip
+        codes = self.method.choose(problem)
+        if codes.shape != weight.shape or codes.dtype != torch.int8:
+            raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
+        self.codes[layer.name] = codes
+        before = after = None
+        if statistics is not None and node is not None:
+            before, after = self._errors(layer, node, statistics, weight, codes)
+        self.outcomes.append(
+            LayerOutcome(
+                layer.name,
+                codes.numel(),
+                float((codes != quantized.codes).float().mean()),
+                before,
+                after,
+                time.perf_counter() - started,
+                0 if node is None else len(self.calibration.images),
+            )
+        )
+        if self.progress is not None:
+            self.progress("round", len(self.codes), len(self.graph.layers))
+
+    def _chain(self, node: fx.Node, layer: Layer) -> Chain:
+        """Layer, its rectifier if that is its only reader, and the activation quantizer behind them."""
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        rectifier = reader if reader is not None and is_rectifier(reader) else None
+        point = (rectifier or node).name
+        bare, source = self.lanes[0], _source(node)
+        constants = {item: bare.quantized[item] for item in node.all_input_nodes}
+        output = bare.floating[node]
+
+        def call(batch: Tensor, weight: Tensor) -> Tensor:
+            result: Tensor = self._call(node, {**constants, source: batch}, weight)
+            return result
+
+        def rectify(value: Tensor) -> Tensor:
+            if rectifier is None:
+                return value
+            result: Tensor = rectifier.target(value, *rectifier.args[1:], **rectifier.kwargs)  # type: ignore[operator]
+            return result
+
+        def quantize(value: Tensor) -> Tensor:
+            return self._quantize_activation(point, value) if point in self.points else value
+
+        return Chain(
+            bare.quantized[source], rectify(output), call, _channel_dimension(layer, output), rectify, quantize
+        )
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Where a layer's inputs come from."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _joined(values: list[Tensor]) -> Tensor:
+    """All lanes in one tensor; a single lane stays the tensor that it is."""
+    return values[0] if len(values) == 1 else torch.cat(values)
+
+
+def residual_connection(node: fx.Node) -> fx.Node | None:
+    """The other summand where the only thing that happens to a tensor is an addition to another of its shape."""
+    reader = next(iter(node.users)) if len(node.users) == 1 else None
+    if reader is None or reader.target is not aten.add.Tensor or reader.kwargs.get("alpha", 1) != 1:
+        return None
+    other = next((item for item in reader.args if item is not node), None)
+    if not isinstance(other, fx.Node):
+        return None
+    shapes = [getattr(item.meta.get("val"), "shape", None) for item in (node, other)]
+    return other if shapes[0] is not None and shapes[0] == shapes[1] else None
+
+
+def _channel_dimension(layer: Layer, output: Tensor) -> int:
+    return 1 if layer.kind == "conv" or output.ndim == 2 else -1

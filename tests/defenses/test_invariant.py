@@ -26,6 +26,22 @@ def test_without_stamps_it_is_reflect(odd_graph: FloatGraph, images: ImageSet) -
     assert all(torch.equal(bare.codes[name], reflected.codes[name]) for name in bare.codes)
 
 
+@pytest.mark.parametrize(("scheme", "further"), [("int8", 3), ("int4", 0)])
+def test_only_a_fine_grid_gives_room_beyond_the_neighbours(
+    scheme: str, further: int, odd_graph: FloatGraph, images: ImageSet
+) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme(scheme))
+    chosen, _ = choose_codes(odd_graph, ranges, Invariant(search=False))
+    furthest = 0.0
+    for layer in chosen.layers.values():
+        cell, codes = rounding_cell(odd_graph.weight(layer.layer), layer.scale, chosen.scheme), layer.codes.float()
+        assert torch.equal(codes[~cell.free], cell.floor[~cell.free])
+        furthest = max(furthest, float((cell.floor - codes).max()), float((codes - cell.ceil).max()))
+        # the largest weight of every channel stays where it is, so quantizing again finds the same scale
+        assert torch.equal(*(each.abs().flatten(1).amax(1) for each in (codes, cell.nearest)))
+    assert furthest == further
+
+
 def moved_by_stamps(model: QuantizedModel, pictures: ImageSet) -> float:
     """Mean squared change of the answers when images carry one probe after the other."""
     images, simulate = pictures.as_float(), model.simulate()
@@ -64,7 +80,7 @@ def test_only_a_small_patch_that_mostly_works_is_stamped(
     mask, pattern = torch.zeros(1, *SHAPE[1:]), torch.ones(SHAPE)
     mask[:, 3:5, 3:5] = 1.0
     found = Trigger(1, 0.5, size, gap, mask, pattern, "mask", 45)
-    monkeypatch.setattr(Inversion, "refine", lambda *_: (found, ()))
+    monkeypatch.setattr(Inversion, "search", lambda *_: [found])
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
     stamps = Invariant(bank=False).stamps(odd_graph, ranges, quantize_nearest(odd_graph, ranges), 0)
     assert len(stamps) == used

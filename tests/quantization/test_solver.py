@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -19,15 +20,15 @@ def objective(problem: RoundingProblem, codes: Tensor) -> float:
     wide = (codes * problem.scale).double()
     gram, cross, weight = problem.moments.gram.double(), problem.moments.cross.double(), problem.weight.double()
     value = (wide @ gram * wide).sum() - 2 * (wide * (weight @ cross.transpose(1, 2))).sum()
-    if problem.penalty_floor is not None and problem.penalty_ceil is not None:
-        value = value + torch.where(codes > problem.floor, problem.penalty_ceil, problem.penalty_floor).double().sum()
+    if problem.step_cost is not None:
+        value = value + (problem.step_cost.double() * codes).sum()
     if problem.ridge is not None:
         value = value + (problem.ridge[:, None, None] * (wide - weight).square()).sum()
     return float(value)
 
 
 def make_problem(
-    groups: int, outputs: int, inputs: int, seed: int, penalty: float = 0.0
+    groups: int, outputs: int, inputs: int, seed: int, penalty: float = 0.0, room: int = 0
 ) -> tuple[RoundingProblem, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(groups, 3 * inputs, inputs, generator=generator)
@@ -39,33 +40,51 @@ def make_problem(
     cost = penalty * torch.rand(weight.shape, generator=generator)
     problem = RoundingProblem(
         weight, DenseMoments(y.transpose(1, 2) @ y / x.shape[1], y.transpose(1, 2) @ x / x.shape[1]),
-        scale, floor, floor + 1, cost * ~nearest_up, cost * nearest_up,
+        scale, floor - room, floor + 1 + room, torch.where(nearest_up, cost, -cost),
         ridge=penalty * torch.rand(groups, generator=generator),
     )  # fmt: skip
     return problem, torch.where(nearest_up, floor + 1, floor)
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 80), st.integers(0, 1000), st.floats(0.0, 1.0))
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 80),
+    st.integers(0, 1000),
+    st.floats(0.0, 1.0),
+    st.integers(0, 4),
+)
 @settings(max_examples=30, deadline=None)
-def test_objective_never_rises(groups: int, outputs: int, inputs: int, seed: int, penalty: float) -> None:
-    problem, start = make_problem(groups, outputs, inputs, seed, penalty)
+def test_objective_never_rises(groups: int, outputs: int, inputs: int, seed: int, penalty: float, room: int) -> None:
+    problem, start = make_problem(groups, outputs, inputs, seed, penalty, room)
     before = objective(problem, start)
     for sweeps in (1, 5):
         codes = coordinate_descent(problem, start, sweeps)
-        assert ((codes == problem.floor) | (codes == problem.ceil)).all()
+        assert torch.equal(codes, codes.round())
+        assert ((codes >= problem.lowest) & (codes <= problem.highest)).all()
         assert objective(problem, codes) <= before + 1e-4 * abs(before) + 1e-5
 
 
+@pytest.mark.parametrize("room", [0, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_result_is_a_local_minimum(seed: int) -> None:
-    problem, start = make_problem(1, 3, 70, seed, 0.2)
+def test_result_is_a_local_minimum(seed: int, room: int) -> None:
+    problem, start = make_problem(1, 3, 70, seed, 0.2, room)
     codes = coordinate_descent(problem, start, 100)
     best = objective(problem, codes)
-    other = problem.floor + problem.ceil - codes
     for row, column in itertools.product(range(3), range(70)):
-        flipped = codes.clone()
-        flipped[0, row, column] = other[0, row, column]
-        assert objective(problem, flipped) >= best - 1e-4
+        low, high = (int(bound[0, row, column]) for bound in (problem.lowest, problem.highest))
+        for code in range(low, high + 1):
+            moved = codes.clone()
+            moved[0, row, column] = code
+            assert objective(problem, moved) >= best - 1e-4
+
+
+def test_room_finds_what_neighbours_cannot() -> None:
+    found = []
+    for room in (0, 2):
+        problem, start = make_problem(1, 5, 40, 7, room=room)
+        found.append(objective(problem, coordinate_descent(problem, start, 50)))
+    assert found[1] < found[0]
 
 
 def test_small_problem_is_close_to_the_exhaustive_optimum() -> None:
@@ -74,7 +93,7 @@ def test_small_problem_is_close_to_the_exhaustive_optimum() -> None:
         problem, start = make_problem(1, 1, 9, seed)
         found = objective(problem, coordinate_descent(problem, start, 50))
         values = [
-            objective(problem, problem.floor + torch.tensor(bits).reshape(1, 1, 9))
+            objective(problem, problem.lowest + torch.tensor(bits).reshape(1, 1, 9))
             for bits in itertools.product((0.0, 1.0), repeat=9)
         ]
         start_gap = objective(problem, start) - min(values)
@@ -84,10 +103,26 @@ def test_small_problem_is_close_to_the_exhaustive_optimum() -> None:
 
 def test_weights_without_choice_stay() -> None:
     problem, start = make_problem(1, 2, 6, 0)
-    problem.ceil[0, :, 2] = problem.floor[0, :, 2]
-    start[0, :, 2] = problem.floor[0, :, 2]
+    problem.highest[0, :, 2] = problem.lowest[0, :, 2]
+    start[0, :, 2] = problem.lowest[0, :, 2]
     codes = coordinate_descent(problem, start, 10)
-    assert torch.equal(codes[0, :, 2], problem.floor[0, :, 2])
+    assert torch.equal(codes[0, :, 2], problem.lowest[0, :, 2])
+
+
+def test_the_start_is_left_alone_and_inputs_that_are_never_seen_follow_the_cost() -> None:
+    """One output channel is laid out like its columns already; a dead input has no curvature."""
+    problem, start = make_problem(1, 1, 6, 2)
+    assert isinstance(problem.moments, DenseMoments)
+    problem.moments.gram[0, 3] = problem.moments.gram[0, :, 3] = problem.moments.cross[0, 3] = 0
+    cost = torch.zeros_like(problem.weight)
+    before = start.clone()
+    kept = coordinate_descent(dataclasses.replace(problem, step_cost=cost), start, 5)
+    assert torch.equal(start, before)
+    assert kept[0, 0, 3] == start[0, 0, 3]
+    for sign, bound in ((1.0, problem.lowest), (-1.0, problem.highest)):
+        cost[0, 0, 3] = sign
+        moved = coordinate_descent(dataclasses.replace(problem, step_cost=cost), start, 5)
+        assert moved[0, 0, 3] == bound[0, 0, 3]
 
 
 def test_one_output_channel_does_not_share_memory_with_its_gradient() -> None:
@@ -96,8 +131,8 @@ def test_one_output_channel_does_not_share_memory_with_its_gradient() -> None:
     first = coordinate_descent(problem, start, 3)
     double = RoundingProblem(
         problem.weight.expand(1, 2, 70), problem.moments, problem.scale.expand(1, 2, 1),
-        problem.floor.expand(1, 2, 70), problem.ceil.expand(1, 2, 70),
-        problem.penalty_floor.expand(1, 2, 70), problem.penalty_ceil.expand(1, 2, 70), problem.ridge,
+        problem.lowest.expand(1, 2, 70), problem.highest.expand(1, 2, 70), problem.step_cost.expand(1, 2, 70),
+        problem.ridge,
     )  # fmt: skip
     second = coordinate_descent(double, start.expand(1, 2, 70), 3)
     assert torch.equal(first.expand(1, 2, 70), second)

@@ -3,8 +3,8 @@
 QuRA (NDSS 2026; specification of the attacks, 6.1) plants a backdoor by choosing the integers alone, with a clean float
 model. So every integer is held against nearest rounding of its float weight on the file's own grid. Rounding that was
 chosen on purpose is no proof: AdaRound, EFRAP and this project's defenses move many weights to the other neighbour, and
-GPTQ further. Three cases are told apart: nearest rounding, which no one could use to hide anything; other neighbours,
-which need an explanation; and integers that are not from these weights at all.
+GPTQ, or this project's default at 8 bits, further. Three cases are told apart: nearest rounding, which no one could use
+to hide anything; other neighbours, which need an explanation; and integers that are not from these weights at all.
 
 What cannot be matched or read is listed as not assessed and never counted as fine.
 """
@@ -187,8 +187,8 @@ def _layer_findings(layer: LayerDifference) -> list[ArtefactFinding]:
             ArtefactFinding(
                 "beyond-rounding", "warning", layer.name,
                 f"{100 * layer.beyond:.3g} % of the integers of {layer.name} are neither the code below their weight "
-                f"nor the one above (up to {layer.largest:.3g} steps away); error compensation (GPTQ) does this, and "
-                "so does changing weights by hand",
+                f"nor the one above (up to {layer.largest:.3g} steps away); error compensation (GPTQ) and "
+                "reconstruction with room (invariant, at 8 bits) do this, and so does changing weights by hand",
             )
         )  # fmt: skip
     low, high = layer.coverage

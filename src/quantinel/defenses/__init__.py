@@ -105,7 +105,9 @@ DEFENSES: dict[str, Defense] = {
     defense.name: defense
     for defense in (
         Defense("nearest", "round to nearest: no defense", Nearest),
-        Defense("invariant", "the default: reflect, and no answer to what is stamped on images", Invariant),
+        Defense(
+            "invariant", "the default: reflect, and no answer to what is stamped on images", Invariant, adjacent=False
+        ),
         Defense("reflect", "reconstruct weights mirrored at their rounding error", Reflect),
         Defense("efrap", "EFRAP (CVPR 2024) in closed form: second moments and coordinate descent", EFRAP),
         Defense("efrap-released", "EFRAP as its authors released it: Adam on relaxed roundings", EFRAPReleased),

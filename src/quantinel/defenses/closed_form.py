@@ -1,4 +1,4 @@
-"""Layer reconstruction over floor and ceiling codes, as the closed-form defenses share it."""
+"""Layer reconstruction over the codes near each weight, as the closed-form defenses share it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def reconstruct(
     damping: float,
     sweeps: int,
     activation_weight: float = 1.0,
-    penalty_floor: Tensor | None = None,
-    penalty_ceil: Tensor | None = None,
+    step_cost: Tensor | None = None,
+    room: float = 0.0,
 ) -> Tensor:
     """Codes whose outputs on the quantized prefix are nearest to those of ``target`` on the float prefix.
 
@@ -35,23 +35,29 @@ def reconstruct(
         damping: ridge that ties the choice to ``target`` where the images excite nothing, as a share of the mean of
             diag H.
         sweeps: at most this many passes of coordinate descent.
-        activation_weight: of the output error against the penalties.
-        penalty_floor, penalty_ceil: cost of the lower and upper code, (O, ...); both or neither.
+        activation_weight: of the output error against ``step_cost``.
+        step_cost: cost of a code over the next lower one, (O, ...).
+        room: how far beyond its two neighbours on the grid a weight may move, as a share of the grid's largest code.
+            Whole steps: 1/32 is 3 of them at 8 bits, and none at 4. Weights on the grid have no choice, as ever.
 
     Returns:
         int8 codes, (O, ...).
     """
     assert problem.statistics is not None
     moments, cell = problem.statistics.moments, problem.cell
+    further = int(room * problem.scheme.code_max) * cell.free
+    lowest, highest = (
+        code.clamp(problem.scheme.code_min, problem.scheme.code_max)
+        for code in (cell.floor - further, cell.ceil + further)
+    )
     unit = activation_weight**0.5  # of W and V: the output error is quadratic in them
     solver = RoundingProblem(
         weight=grouped(problem, target) * unit,
         moments=moments.scaled(unit),
         scale=grouped(problem, broadcast_scale(problem.scale, problem.weight))[:, :, :1] * unit,
-        floor=grouped(problem, cell.floor),
-        ceil=grouped(problem, cell.ceil),
-        penalty_floor=None if penalty_floor is None else grouped(problem, penalty_floor),
-        penalty_ceil=None if penalty_ceil is None else grouped(problem, penalty_ceil),
+        lowest=grouped(problem, lowest),
+        highest=grouped(problem, highest),
+        step_cost=None if step_cost is None else grouped(problem, step_cost),
         ridge=damping * moments.diagonal().mean(dim=1).clamp_min(1e-12),
     )
     codes = coordinate_descent(solver, grouped(problem, cell.nearest), sweeps)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
+import torch
 from torch import Tensor
 
 from quantinel.defenses.closed_form import reconstruct
@@ -63,6 +64,5 @@ class EFRAP(BlockOption):
             damping=self.damping,
             sweeps=self.sweeps,
             activation_weight=self.activation_weight,
-            penalty_floor=cost * up,
-            penalty_ceil=cost * ~up,
+            step_cost=torch.where(up, -cost, cost),
         )

@@ -9,11 +9,11 @@ the quantized prefix and in the output metric H of calibration images, the outpu
 
     W* = W - lambda R,   lambda = min(reach, sqrt(budget / e)),   e = tr(R H R^T) / E||W x||^2,
 
-by coordinate descent over floor and ceiling of W. The lean is bounded in units of the output: it moves a layer's
-outputs by at most the share ``budget`` of their energy, on any grid and any number of bits; where nearest rounding
-hardly disturbs a layer, lambda is ``reach``. Bias correction, on where biases are integers, then gives every channel
-the mean that it has in the float network: what leaning changes on all images alike is undone, what it changes along
-R stays. docs/defenses.md has the ablations.
+by coordinate descent over floor and ceiling of W, and over a few more codes where ``room`` is given. The lean is
+bounded in units of the output: it moves a layer's outputs by at most the share ``budget`` of their energy, on any grid
+and any number of bits; where nearest rounding hardly disturbs a layer, lambda is ``reach``. Bias correction, on where
+biases are integers, then gives every channel the mean that it has in the float network: what leaning changes on all
+images alike is undone, what it changes along R stays. docs/defenses.md has the ablations.
 
 Without a coherent error there is nothing to lean away from: on a benign network W* differs from W by noise of the size
 of rounding.
@@ -30,7 +30,7 @@ from torch import Tensor
 from quantinel.defenses.closed_form import grouped, reconstruct
 from quantinel.quantization.reconstruction import BlockOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale
-from quantinel.validation import require_non_negative, require_positive_integers
+from quantinel.validation import require_non_negative, require_positive_integers, require_rate
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Reflect(BlockOption):
         reach: largest lambda; 1 mirrors the weights at their nearest rounding.
         damping: ridge, as a share of the mean of diag H.
         sweeps: at most this many passes of coordinate descent.
+        room: how far a weight may move beyond its two neighbours on the grid; see `reconstruct`.
         bias_correction: see `BiasOption`; schemes that keep biases in float go without it.
         blocks: see `BlockOption`.
     """
@@ -50,10 +51,12 @@ class Reflect(BlockOption):
     reach: float = 1.0
     damping: float = 0.01
     sweeps: int = 5
+    room: float = 0.0
     bias_correction: bool = True
 
     def __post_init__(self) -> None:
         require_non_negative(self, "budget", "reach", "damping")
+        require_rate(self, "room")
         require_positive_integers(self, "sweeps")
 
     name: ClassVar[str] = "reflect"
@@ -64,7 +67,7 @@ class Reflect(BlockOption):
         """Minimise the output error against the reflected weights; (O, ...) int8."""
         residual = problem.cell.nearest * broadcast_scale(problem.scale, problem.weight) - problem.weight
         target = problem.weight - self.reflection(problem, residual) * residual
-        return reconstruct(problem, target, damping=self.damping, sweeps=self.sweeps)
+        return reconstruct(problem, target, damping=self.damping, sweeps=self.sweeps, room=self.room)
 
     def reflection(self, problem: LayerProblem, residual: Tensor) -> float:
         """lambda of this layer."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from tests.support import SHAPE
@@ -16,7 +18,7 @@ from quantinel.quantization.calibration import Calibration, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import LayerOutcome, choose_codes
 from quantinel.quantization.rounding import dequantize, rounding_cell
-from quantinel.quantization.scheme import parse_scheme
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 
 def test_without_stamps_it_is_reflect(odd_graph: FloatGraph, images: ImageSet) -> None:
@@ -40,6 +42,37 @@ def test_only_a_fine_grid_gives_room_beyond_the_neighbours(
         # the largest weight of every channel stays where it is, so quantizing again finds the same scale
         assert torch.equal(*(each.abs().flatten(1).amax(1) for each in (codes, cell.nearest)))
     assert furthest == further
+
+
+@dataclass(frozen=True)
+class Weighing(Invariant):
+    """With a weight of the stamped copies that is given."""
+
+    weight: float = 1.0
+
+    def stamp_weight(self, scheme: QuantScheme) -> float:
+        return self.weight
+
+
+def test_stamped_copies_count_by_their_weight(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+
+    def chosen(method: Invariant) -> Tensor:
+        model, outcomes = choose_codes(odd_graph, ranges, method, max_positions=1_000_000)
+        assert all(outcome.error_chosen is not None and outcome.error_chosen < 1.0 for outcome in outcomes)
+        return torch.cat([codes.flatten() for codes in model.codes.values()])
+
+    bare = chosen(Invariant(bank=False, search=False))
+    differ = [
+        float((chosen(Weighing(search=False, weight=weight)) != bare).float().mean()) for weight in (1e-9, 0.25, 1.0)
+    ]
+    assert differ[0] < 0.01 < differ[1] < differ[2]
+
+
+@pytest.mark.parametrize(("scheme", "weight"), [("int8", 0.25), ("int4", 1.0), ("int3-per-tensor", 1.0)])
+def test_where_there_is_room_stamps_weigh_less(scheme: str, weight: float) -> None:
+    assert Invariant().stamp_weight(parse_scheme(scheme)) == weight
+    assert Invariant(room=0.0).stamp_weight(parse_scheme(scheme)) == 1.0
 
 
 def moved_by_stamps(model: QuantizedModel, pictures: ImageSet) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quantinel.quantization.reconstruction import LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
+from quantinel.quantization.scheme import QuantScheme
 from quantinel.quantization.solver import RoundingProblem, coordinate_descent
 
 
@@ -15,6 +16,11 @@ def grouped(problem: LayerProblem, value: Tensor) -> Tensor:
     assert problem.statistics is not None
     groups, size = problem.statistics.moments.diagonal().shape
     return value.expand_as(problem.weight).reshape(groups, -1, size)
+
+
+def codes_beyond(room: float, scheme: QuantScheme) -> int:
+    """How many codes beyond its two neighbours a weight may move; ``room`` is a share of the grid's largest code."""
+    return int(room * scheme.code_max)
 
 
 def reconstruct(
@@ -37,15 +43,14 @@ def reconstruct(
         sweeps: at most this many passes of coordinate descent.
         activation_weight: of the output error against ``step_cost``.
         step_cost: cost of a code over the next lower one, (O, ...).
-        room: how far beyond its two neighbours on the grid a weight may move, as a share of the grid's largest code.
-            Whole steps: 1/32 is 3 of them at 8 bits, and none at 4. Weights on the grid have no choice, as ever.
+        room: see `codes_beyond`: 1/32 is 3 codes at 8 bits, and none at 4. Weights on the grid have no choice, as ever.
 
     Returns:
         int8 codes, (O, ...).
     """
     assert problem.statistics is not None
     moments, cell = problem.statistics.moments, problem.cell
-    further = int(room * problem.scheme.code_max) * cell.free
+    further = codes_beyond(room, problem.scheme) * cell.free
     lowest, highest = (
         code.clamp(problem.scheme.code_min, problem.scheme.code_max)
         for code in (cell.floor - further, cell.ceil + further)

@@ -19,7 +19,8 @@ vectors. Two kinds of stamps:
   leaves accuracy and backdoor as they are.
 
 Where the grid is finer than about 5 bits, rounding alone cannot move a layer's outputs enough: there a weight may leave
-its two neighbours by ``room``, a thirty-second of the grid's range (3 codes at 8 bits, none at 4).
+its two neighbours by ``room``, a thirty-second of the grid's range (3 codes at 8 bits, none at 4). Codes that can
+follow need less persuasion, so with k codes of room a stamped copy weighs 1 / (1 + k), which keeps accuracy.
 
 No label, no trigger and no class is given. That a network should answer triggered images like bare ones is the idea of
 unlearning (Wang et al., "Neural Cleanse", IEEE S&P 2019, with labels and training); here only roundings are chosen.
@@ -35,6 +36,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from quantinel.defenses.closed_form import codes_beyond
 from quantinel.defenses.reflect import Reflect
 from quantinel.inversion.probes import Probe, probe_bank
 from quantinel.inversion.probing import Probing
@@ -45,6 +47,7 @@ from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration
 from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.reconstruction import Stamp, StampingMethod
+from quantinel.quantization.scheme import QuantScheme
 
 _EXAGGERATION = 2.0
 """Of rounding errors while a trigger is searched for; joint attacks lean further beyond the grid point than on it."""
@@ -79,6 +82,10 @@ class Invariant(Reflect, StampingMethod):
         bank = probe_bank(calibration.images.shape)
         found = _searched(graph, calibration, nearest, bank, seed) if self.search else None
         return [*([_in_turn(bank)] if self.bank else []), *([found.stamp] if found is not None else [])]
+
+    def stamp_weight(self, scheme: QuantScheme) -> float:
+        """Less where there is room."""
+        return 1 / (1 + codes_beyond(self.room, scheme))
 
 
 def _searched(

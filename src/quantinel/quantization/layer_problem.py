@@ -159,6 +159,10 @@ class StampingMethod(BlockOption):
         """
         raise NotImplementedError
 
+    def stamp_weight(self, scheme: QuantScheme) -> float:
+        """Of every stamped copy, where each bare image has 1."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class LayerOutcome:

@@ -14,7 +14,15 @@ from quantinel.errors import InputError
 from quantinel.model.graph import FloatGraph, Layer, aten
 from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
-from quantinel.quantization.layer_problem import BlockOption, Chain, LayerOutcome, LayerProblem, RoundingMethod, Stamp
+from quantinel.quantization.layer_problem import (
+    BlockOption,
+    Chain,
+    LayerOutcome,
+    LayerProblem,
+    RoundingMethod,
+    Stamp,
+    StampingMethod,
+)
 from quantinel.quantization.placement import is_rectifier
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
 from quantinel.quantization.rounding import dequantize, rounding_cell
@@ -62,6 +70,11 @@ class Walk:
         self.outcomes: list[LayerOutcome] = []
         self.stamps = stamps
         self.lanes = [Lane() for _ in range(1 + len(stamps))]
+        weights = [
+            1.0,
+            *(method.stamp_weight(calibration.scheme) for _ in stamps if isinstance(method, StampingMethod)),
+        ]
+        self.roots = [(weight * len(weights) / sum(weights)) ** 0.5 for weight in weights]  # mean weight 1
         self.points = set(calibration.placement.points)
 
     def run_all(self) -> None:
@@ -150,8 +163,8 @@ class Walk:
             layer,
             node,
             weight,
-            _joined([lane.quantized[source] for lane in self.lanes]),
-            _joined(self._wanted(source)),
+            self._joined([lane.quantized[source] for lane in self.lanes]),
+            self._joined(self._wanted(source)),
             max_positions=self.max_positions or per_lane * len(self.lanes),
             generator=self.generator,
             owed=None if other is None else self._owed(other),
@@ -174,7 +187,14 @@ class Walk:
     def _owed(self, other: fx.Node) -> Tensor:
         """What a residual connection lacks of what it should be, of all lanes."""
         pairs = zip(self._wanted(other), self.lanes, strict=True)
-        return _joined([wanted - lane.quantized[other] for wanted, lane in pairs])
+        return self._joined([wanted - lane.quantized[other] for wanted, lane in pairs])
+
+    def _joined(self, values: list[Tensor]) -> Tensor:
+        """All lanes in one tensor, by the roots of their weights; a single lane stays the tensor that it is."""
+        if len(values) == 1:
+            return values[0]
+        pairs = zip(values, self.roots, strict=True)
+        return torch.cat([value if root == 1 else value * root for value, root in pairs])
 
     def _errors(
         self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
@@ -261,11 +281,6 @@ def _source(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
-
-
-def _joined(values: list[Tensor]) -> Tensor:
-    """All lanes in one tensor; a single lane stays the tensor that it is."""
-    return values[0] if len(values) == 1 else torch.cat(values)
 
 
 def residual_connection(node: fx.Node) -> fx.Node | None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.tables.lines import configuration, newest
+from benchmarks.tables.lines import Line, configuration, newest
 
 from quantinel.bench.formats import markdown_rows
 
 ROUNDING = "rounding-speed"
+
+
+def _subject(line: Line) -> tuple[str, str, str, int]:
+    """What a comparison was measured on, whatever the numbers of steps that were followed to the full ones."""
+    config = line["config"]
+    return line["name"], config["architecture"], config["scheme"], config["images"]
 
 
 def rounding_speed_table() -> str:
@@ -22,7 +28,7 @@ def rounding_speed_table() -> str:
             + " and ".join(map(str, row["config"]["steps"])),
             f"{row['other_seconds']:.0f} s",
         )
-        for row in newest(ROUNDING, configuration, lambda row: " vs " in row["name"])
+        for row in newest(ROUNDING, _subject, lambda row: " vs " in row["name"])
     ]
     header = ("comparison", "setting", "times faster (range)", "ours", "other, short", "other, at 10,000 steps")
     return markdown_rows(header, lines)

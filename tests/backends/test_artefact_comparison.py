@@ -182,6 +182,14 @@ def test_integers_beyond_rounding_and_replaced_weights(graph: FloatGraph) -> Non
     assert "weights-replaced" in ids(found, "error")
 
 
+def test_integers_beyond_rounding_are_one_finding_for_all_layers(graph: FloatGraph) -> None:
+    model = emitted(graph)
+    for name in ("first", "second"):
+        edit(model, f"{name}.weight_codes", lambda codes: np.where(codes == 5, np.int8(8), codes))
+    (finding,) = (item for item in compare_model(graph, model).findings if item.id == "beyond-rounding")
+    assert "2 of" in finding.detail
+
+
 def test_scales_and_biases(graph: FloatGraph) -> None:
     model = emitted(graph)
     edit(model, "second.weight_scale", lambda scale: scale * np.float32(4))

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 
 import pytest
 import torch
@@ -36,7 +36,8 @@ def test_only_a_fine_grid_gives_room_beyond_the_neighbours(
     chosen, _ = choose_codes(odd_graph, ranges, Invariant(search=False))
     furthest = 0.0
     for layer in chosen.layers.values():
-        cell, codes = rounding_cell(odd_graph.weight(layer.layer), layer.scale, chosen.scheme), layer.codes.float()
+        weight, codes = odd_graph.weight(layer.layer), layer.codes.float()
+        cell = rounding_cell(weight, layer.scale, chosen.scheme)
         assert torch.equal(codes[~cell.free], cell.floor[~cell.free])
         furthest = max(furthest, float((cell.floor - codes).max()), float((codes - cell.ceil).max()))
         # the largest weight of every channel stays where it is, so quantizing again finds the same scale
@@ -44,7 +45,7 @@ def test_only_a_fine_grid_gives_room_beyond_the_neighbours(
     assert furthest == further
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Weighing(Invariant):
     """With a weight of the stamped copies that is given."""
 
@@ -73,6 +74,26 @@ def test_stamped_copies_count_by_their_weight(odd_graph: FloatGraph, images: Ima
 def test_where_there_is_room_stamps_weigh_less(scheme: str, weight: float) -> None:
     assert Invariant().stamp_weight(parse_scheme(scheme)) == weight
     assert Invariant(room=0.0).stamp_weight(parse_scheme(scheme)) == 1.0
+
+
+@pytest.mark.parametrize("scheme", ["int8-full", "int8-per-tensor", "int8-weight-mse"])
+def test_room_is_a_share_of_what_a_channel_uses(scheme: str, images: ImageSet) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        convolution.weight[0] *= 0.01  # on a grid for the whole tensor this channel has a code or two
+    graph = trace(nn.Sequential(convolution, nn.Flatten(), nn.Linear(4 * 14 * 14, 3)), SHAPE)
+    chosen, _ = choose_codes(
+        graph, calibrate(graph, images, parse_scheme(scheme)), Invariant(search=False, room=0.25), max_positions=500
+    )
+    for layer in chosen.layers.values():
+        weight, codes = graph.weight(layer.layer), layer.codes.float()
+        cell = rounding_cell(weight, layer.scale, chosen.scheme)
+        further = torch.maximum(cell.floor - codes, codes - cell.ceil).clamp_min(0).flatten(1)
+        assert (further.amax(1) <= 0.25 * cell.nearest.abs().flatten(1).amax(1)).all()
+        largest = weight.abs().flatten(1).argmax(1, keepdim=True)
+        assert further.gather(1, largest).max() == 0
+        assert further.max() > 0
 
 
 def moved_by_stamps(model: QuantizedModel, pictures: ImageSet) -> float:
@@ -112,8 +133,9 @@ def test_only_a_small_patch_that_mostly_works_is_stamped(
 ) -> None:
     mask, pattern = torch.zeros(1, *SHAPE[1:]), torch.ones(SHAPE)
     mask[:, 3:5, 3:5] = 1.0
-    found = Trigger(1, 0.5, size, gap, mask, pattern, "mask", 45)
-    monkeypatch.setattr(Inversion, "search", lambda *_: [found])
+    found = Trigger(1, 0.5, size, gap, mask, pattern, "mask", 15)
+    larger = dataclasses.replace(found, loss=0.1, size=0.3, gap=1.0)
+    monkeypatch.setattr(Inversion, "search", lambda *_: [larger, found, dataclasses.replace(found, loss=0.9)])
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
     stamps = Invariant(bank=False).stamps(odd_graph, ranges, quantize_nearest(odd_graph, ranges), 0)
     assert len(stamps) == used

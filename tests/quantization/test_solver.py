@@ -125,6 +125,15 @@ def test_the_start_is_left_alone_and_inputs_that_are_never_seen_follow_the_cost(
         assert moved[0, 0, 3] == bound[0, 0, 3]
 
 
+def test_moments_that_are_not_finite_leave_codes_where_they_are() -> None:
+    problem, start = make_problem(1, 2, 6, 4)
+    assert isinstance(problem.moments, DenseMoments)
+    problem.moments.gram[0, 1, 1] = torch.inf
+    codes = coordinate_descent(problem, start, 5)
+    assert torch.isfinite(codes).all()
+    assert ((codes >= problem.lowest) & (codes <= problem.highest)).all()
+
+
 def test_one_output_channel_does_not_share_memory_with_its_gradient() -> None:
     """A column block of a single channel is contiguous already: the solver must still work on a copy."""
     problem, start = make_problem(1, 1, 70, 3)

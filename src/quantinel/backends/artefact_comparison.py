@@ -3,7 +3,7 @@
 QuRA (NDSS 2026; specification of the attacks, 6.1) plants a backdoor by choosing the integers alone, with a clean float
 model. So every integer is held against nearest rounding of its float weight on the file's own grid. Rounding that was
 chosen on purpose is no proof: AdaRound, EFRAP and this project's defenses move many weights to the other neighbour, and
-GPTQ, or this project's default at 8 bits, further. Three cases are told apart: nearest rounding, which no one could use
+GPTQ and this project's default at 8 bits further. Three cases are told apart: nearest rounding, which no one could use
 to hide anything; other neighbours, which need an explanation; and integers that are not from these weights at all.
 
 What cannot be matched or read is listed as not assessed and never counted as fine.
@@ -166,6 +166,7 @@ def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence
     weights = sum(layer.weights for layer in layers)
     other = sum(layer.other * layer.weights for layer in layers) / weights
     findings.append(_rounding(other, layers))
+    findings += _beyond(layers)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda finding: order[finding.level])
     return ArtefactComparison(tuple(layers), tuple(findings), tuple(not_assessed), other)
@@ -178,19 +179,32 @@ def _replaced(name: str, found: float) -> ArtefactFinding:
     )  # fmt: skip
 
 
+def _other_weights(layer: LayerDifference) -> bool:
+    return layer.correlation < _SAME_WEIGHTS * layer.nearest_correlation
+
+
+def _beyond(layers: Sequence[LayerDifference]) -> list[ArtefactFinding]:
+    """One finding for all layers whose integers are further from their weights than rounding takes them."""
+    beyond = [layer for layer in layers if layer.beyond > 0 and not _other_weights(layer)]
+    if not beyond:
+        return []
+    most = max(beyond, key=lambda layer: layer.beyond)
+    share = sum(layer.beyond * layer.weights for layer in beyond) / sum(layer.weights for layer in beyond)
+    return [
+        ArtefactFinding(
+            "beyond-rounding", "warning", most.name,
+            f"{100 * share:.3g} % of the integers of {len(beyond)} of {len(layers)} layers, most in {most.name} "
+            f"({100 * most.beyond:.3g} %), are neither the code below their weight nor the one above (up to "
+            f"{max(layer.largest for layer in beyond):.3g} steps away); error compensation (GPTQ) and "
+            "reconstruction with room (invariant, at 8 bits) do this, and so does changing weights by hand",
+        )
+    ]  # fmt: skip
+
+
 def _layer_findings(layer: LayerDifference) -> list[ArtefactFinding]:
     found = []
-    if layer.correlation < _SAME_WEIGHTS * layer.nearest_correlation:
+    if _other_weights(layer):
         found.append(_replaced(layer.name, layer.correlation))
-    elif layer.beyond > 0:
-        found.append(
-            ArtefactFinding(
-                "beyond-rounding", "warning", layer.name,
-                f"{100 * layer.beyond:.3g} % of the integers of {layer.name} are neither the code below their weight "
-                f"nor the one above (up to {layer.largest:.3g} steps away); error compensation (GPTQ) and "
-                "reconstruction with room (invariant, at 8 bits) do this, and so does changing weights by hand",
-            )
-        )  # fmt: skip
     low, high = layer.coverage
     if low < _NARROWEST or high > _WIDEST:
         found.append(

@@ -19,8 +19,21 @@ def grouped(problem: LayerProblem, value: Tensor) -> Tensor:
 
 
 def codes_beyond(room: float, scheme: QuantScheme) -> int:
-    """How many codes beyond its two neighbours a weight may move; ``room`` is a share of the grid's largest code."""
+    """How many codes beyond its two neighbours a weight may move where its channel uses the whole grid.
+
+    Args:
+        room: share of the grid's largest code.
+        scheme: the grid.
+    """
     return int(room * scheme.code_max)
+
+
+def _codes_beyond_each(room: float, problem: LayerProblem) -> Tensor:
+    """The same for every weight, (O, ...): a share of the codes that its channel uses; its largest weight has none."""
+    size, rows = problem.weight.abs(), (-1, *([1] * (problem.weight.ndim - 1)))
+    used = problem.cell.nearest.abs().flatten(1).amax(1).clamp(max=problem.scheme.code_max)
+    inside = size < size.flatten(1).amax(1).reshape(rows)
+    return (room * used).floor().reshape(rows) * (problem.cell.free & inside)
 
 
 def reconstruct(
@@ -43,14 +56,16 @@ def reconstruct(
         sweeps: at most this many passes of coordinate descent.
         activation_weight: of the output error against ``step_cost``.
         step_cost: cost of a code over the next lower one, (O, ...).
-        room: see `codes_beyond`: 1/32 is 3 codes at 8 bits, and none at 4. Weights on the grid have no choice, as ever.
+        room: how far beyond its two neighbours a weight may move, as a share of the largest code of its channel:
+            1/32 is 3 codes where a channel uses all of 8 bits, one at 7, and none below. Weights on the grid have no
+            choice, as ever, and the largest weight of a channel stays within its neighbours.
 
     Returns:
         int8 codes, (O, ...).
     """
     assert problem.statistics is not None
     moments, cell = problem.statistics.moments, problem.cell
-    further = codes_beyond(room, problem.scheme) * cell.free
+    further = _codes_beyond_each(room, problem)
     lowest, highest = (
         code.clamp(problem.scheme.code_min, problem.scheme.code_max)
         for code in (cell.floor - further, cell.ceil + further)

@@ -6,7 +6,7 @@ also sees stamped copies of the calibration images, as they come out of the roun
 make of a copy is pulled, in proportion to the layer's depth d in [0, 1], from what the float network makes of the stamp
 to what it makes of the bare image:
 
-    min over V in {floor, ceil} of  E ||V x' - W* x||^2 + sum over stamps s of  E ||V x'_s - W* ((1 - d) x_s + d x)||^2
+    min over V  of  E ||V x' - W* x||^2 + sum over stamps s of  E ||V x'_s - W* ((1 - d) x_s + d x)||^2
 
 with W* the reflected weights, at a smaller lean. One least-squares problem per layer as before, with more input
 vectors. Two kinds of stamps:
@@ -18,13 +18,13 @@ vectors. Two kinds of stamps:
   the smallest patch that works: to follow the best one for longer, as the detector does, takes as much time again and
   leaves accuracy and backdoor as they are.
 
-Where the grid is finer than about 5 bits, rounding alone cannot move a layer's outputs enough: there a weight may leave
-its two neighbours by ``room``, a thirty-second of the grid's range (3 codes at 8 bits, none at 4). Codes that can
-follow need less persuasion, so with k codes of room a stamped copy weighs 1 / (1 + k), which keeps accuracy.
+V is floor or ceiling of W on coarse grids. On fine ones that cannot move a layer's outputs enough: there a weight may
+leave its two neighbours by ``room``, a thirty-second of the largest code (3 codes at 8 bits, one at 7, none below).
+Codes that can follow need less persuasion: with k codes of room a stamped copy weighs 1 / (1 + k). That keeps accuracy.
 
 No label, no trigger and no class is given. That a network should answer triggered images like bare ones is the idea of
-unlearning (Wang et al., "Neural Cleanse", IEEE S&P 2019, with labels and training); here only roundings are chosen.
-docs/defenses.md has the ablations.
+unlearning (Wang et al., "Neural Cleanse", IEEE S&P 2019, with labels and training); here only integers near the weights
+are chosen. docs/defenses.md has the ablations.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def _searched(
     rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
     starts = starts_from(rises, bank, calibration.images.shape, "mask", _STARTS)
     triggers = Inversion(graph, images, "mask", seed).search(rounded, starts, _EFFORT)
-    found = min(triggers, key=lambda trigger: trigger.loss)
-    return found if found.size <= _LARGEST and found.gap >= _LEAST_GAP else None
+    usable = [trigger for trigger in triggers if trigger.size <= _LARGEST and trigger.gap >= _LEAST_GAP]
+    return min(usable, key=lambda trigger: trigger.loss, default=None)
 
 
 def _in_turn(bank: Sequence[Probe]) -> Stamp:

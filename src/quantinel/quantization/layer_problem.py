@@ -160,7 +160,7 @@ class StampingMethod(BlockOption):
         raise NotImplementedError
 
     def stamp_weight(self, scheme: QuantScheme) -> float:
-        """Of every stamped copy, where each bare image has 1."""
+        """How much every stamped copy counts, above 0; the bare images count 1."""
         return 1.0
 
 

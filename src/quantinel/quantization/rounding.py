@@ -41,7 +41,7 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RoundingCell:
-    """The two codes between which a rounding defense may choose, per weight.
+    """The two codes between which a rounding in the strict sense may choose, per weight.
 
     Attributes:
         floor: (O, ...) float, lower code after clipping.

@@ -6,7 +6,7 @@ Minimises, over codes between the lowest and the highest that each weight may ha
 
 with V = scale * codes. Moving one weight by d changes the first two terms by ``2 d G + d^2 H_jj`` where
 ``G = V H - W C^T``; the other terms (EFRAP's flip term is linear in the choice of a code) join the same parabola, whose
-lowest code between the two bounds is taken. All output channels move at once; columns are visited in blocks, and G
+minimum between the two bounds is taken. All output channels move at once; columns are visited in blocks, and G
 outside the block is brought up to date with one matrix product per block. Output channels do not interact, so many of
 them are solved in shares: beside the moments, memory is bounded by `_SHARE_VALUES` whatever the layer's size.
 """
@@ -90,9 +90,10 @@ def coordinate_descent(problem: RoundingProblem, start: Tensor, sweeps: int) -> 
 def _solve(problem: RoundingProblem, start: Tensor, sweeps: int) -> Tensor:
     gradient = problem.moments.gradient(start * problem.scale, problem.weight)
     columns = _Columns(problem, start)
-    for _ in range(sweeps):
-        if not columns.sweep(gradient):
-            break
+    with np.errstate(over="ignore", invalid="ignore"):  # moments that are not finite leave codes where they are
+        for _ in range(sweeps):
+            if not columns.sweep(gradient):
+                break
     return torch.from_numpy(columns.codes).permute(1, 2, 0)
 
 
@@ -105,7 +106,7 @@ class _Columns:
 
         self.moments = problem.moments
         self.scale = column_first(problem.scale)[0]
-        self.codes = np.array(column_first(start))  # a copy: the start is the caller's
+        self.codes = np.array(start.permute(2, 0, 1).numpy(), order="C")  # a copy: the start is the caller's
         self.lowest, self.highest = column_first(problem.lowest), column_first(problem.highest)
         diagonal = problem.moments.diagonal()
         self.ridge: np.ndarray | None = None
@@ -144,6 +145,7 @@ class _Columns:
             if self.half_cost is not None:
                 slope += self.half_cost[begin + j]
             best = np.rint(codes[j] - slope / curvature[j]).clip(below[j], above[j])
+            np.copyto(best, codes[j], where=np.isnan(best))
             steps = best - codes[j]
             moved = int(np.count_nonzero(steps))
             if moved:

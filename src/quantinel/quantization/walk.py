@@ -70,11 +70,9 @@ class Walk:
         self.outcomes: list[LayerOutcome] = []
         self.stamps = stamps
         self.lanes = [Lane() for _ in range(1 + len(stamps))]
-        weights = [
-            1.0,
-            *(method.stamp_weight(calibration.scheme) for _ in stamps if isinstance(method, StampingMethod)),
-        ]
-        self.roots = [(weight * len(weights) / sum(weights)) ** 0.5 for weight in weights]  # mean weight 1
+        weight = method.stamp_weight(calibration.scheme) if isinstance(method, StampingMethod) else 1.0
+        weights = [1.0, *([weight] * len(stamps))]
+        self.roots = [(each * len(weights) / sum(weights)) ** 0.5 for each in weights]  # mean weight 1
         self.points = set(calibration.placement.points)
 
     def run_all(self) -> None:
@@ -193,8 +191,11 @@ class Walk:
         """All lanes in one tensor, by the roots of their weights; a single lane stays the tensor that it is."""
         if len(values) == 1:
             return values[0]
-        pairs = zip(values, self.roots, strict=True)
-        return torch.cat([value if root == 1 else value * root for value, root in pairs])
+        joined = torch.cat(values)
+        for part, root in zip(torch.split(joined, len(values[0])), self.roots, strict=True):
+            if root != 1:
+                part.mul_(root)
+        return joined
 
     def _errors(
         self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor

@@ -13,7 +13,7 @@ from quantinel.defenses import EFRAP, Invariant, Reflect
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.reconstruction import BlockOption, choose_codes
-from quantinel.quantization.scheme import parse_scheme
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
 from quantinel.quantization.walk import residual_connection
 
 
@@ -79,6 +79,28 @@ def test_every_closed_form_takes_the_option(method: BlockOption, graph: FloatGra
     for name in ("stem", "first"):
         assert torch.equal(model.codes[name], plain.codes[name])
     assert all(outcome.error_chosen is not None for outcome in outcomes)
+
+
+class Faint(Invariant):
+    """With stamped copies that hardly count."""
+
+    def stamp_weight(self, scheme: QuantScheme) -> float:
+        return 1e-9
+
+
+def test_what_a_connection_owes_counts_by_the_weight_of_its_copy(graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(graph, images, parse_scheme("int4"))
+    bare, faint, full = (
+        torch.cat(
+            [codes.flatten() for codes in choose_codes(graph, ranges, method, max_positions=1 << 20)[0].codes.values()]
+        )
+        for method in (
+            Invariant(bank=False, search=False, blocks=True),
+            Faint(search=False, blocks=True),
+            Invariant(search=False, blocks=True),
+        )
+    )
+    assert (faint != bare).float().mean() < 0.01 < (full != bare).float().mean()
 
 
 def test_where_nothing_is_added_nothing_changes(images: ImageSet) -> None:

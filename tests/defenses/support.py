@@ -1,12 +1,14 @@
-"""Layer problems made by hand, for tests of single methods."""
+"""Layer problems made by hand, and a method made up, for tests of single methods."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quantinel.defenses import Invariant
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.graph import Layer
 from quantinel.quantization.layer_problem import Chain, LayerProblem
@@ -57,3 +59,13 @@ def correlated(count: int, size: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     common = torch.rand(count, 3, generator=generator) @ torch.rand(3, size, generator=generator)
     return common + 0.2 * torch.rand(count, size, generator=generator)
+
+
+@dataclass(frozen=True)
+class Weighing(Invariant):
+    """`Invariant` with a given weight of the stamped copies."""
+
+    weight: float = 1.0
+
+    def stamp_weight(self, scheme: QuantScheme) -> float:
+        return self.weight

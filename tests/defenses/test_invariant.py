@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests.defenses.support import Weighing
 from tests.support import SHAPE
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from quantinel.quantization.calibration import Calibration, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import LayerOutcome, choose_codes
 from quantinel.quantization.rounding import dequantize, rounding_cell
-from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.quantization.scheme import parse_scheme
 
 
 def test_without_stamps_it_is_reflect(odd_graph: FloatGraph, images: ImageSet) -> None:
@@ -43,16 +44,6 @@ def test_only_a_fine_grid_gives_room_beyond_the_neighbours(
         # the largest weight of every channel stays where it is, so quantizing again finds the same scale
         assert torch.equal(*(each.abs().flatten(1).amax(1) for each in (codes, cell.nearest)))
     assert furthest == further
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighing(Invariant):
-    """With a weight of the stamped copies that is given."""
-
-    weight: float = 1.0
-
-    def stamp_weight(self, scheme: QuantScheme) -> float:
-        return self.weight
 
 
 def test_stamped_copies_count_by_their_weight(odd_graph: FloatGraph, images: ImageSet) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.defenses.support import Weighing
 from tests.support import SHAPE
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from quantinel.defenses import EFRAP, Invariant, Reflect
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.reconstruction import BlockOption, choose_codes
-from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.quantization.scheme import parse_scheme
 from quantinel.quantization.walk import residual_connection
 
 
@@ -81,13 +82,6 @@ def test_every_closed_form_takes_the_option(method: BlockOption, graph: FloatGra
     assert all(outcome.error_chosen is not None for outcome in outcomes)
 
 
-class Faint(Invariant):
-    """With stamped copies that hardly count."""
-
-    def stamp_weight(self, scheme: QuantScheme) -> float:
-        return 1e-9
-
-
 def test_what_a_connection_owes_counts_by_the_weight_of_its_copy(graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(graph, images, parse_scheme("int4"))
     bare, faint, full = (
@@ -96,7 +90,7 @@ def test_what_a_connection_owes_counts_by_the_weight_of_its_copy(graph: FloatGra
         )
         for method in (
             Invariant(bank=False, search=False, blocks=True),
-            Faint(search=False, blocks=True),
+            Weighing(search=False, blocks=True, weight=1e-9),
             Invariant(search=False, blocks=True),
         )
     )

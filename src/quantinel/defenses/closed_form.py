@@ -28,12 +28,22 @@ def codes_beyond(room: float, scheme: QuantScheme) -> int:
     return int(room * scheme.code_max)
 
 
-def _codes_beyond_each(room: float, problem: LayerProblem) -> Tensor:
-    """The same for every weight, (O, ...): a share of the codes that its channel uses; its largest weight has none."""
-    size, rows = problem.weight.abs(), (-1, *([1] * (problem.weight.ndim - 1)))
-    used = problem.cell.nearest.abs().flatten(1).amax(1).clamp(max=problem.scheme.code_max)
-    inside = size < size.flatten(1).amax(1).reshape(rows)
-    return (room * used).floor().reshape(rows) * (problem.cell.free & inside)
+def _bounds(problem: LayerProblem, room: float) -> tuple[Tensor, Tensor]:
+    """Lowest and highest code of every weight, (O, ...).
+
+    Room is a share of the codes that a channel uses; its largest weight has none.
+    """
+    cell, scheme, weight = problem.cell, problem.scheme, problem.weight
+    if not codes_beyond(room, scheme):
+        return cell.floor, cell.ceil
+    size = weight.abs()
+    inside = size < broadcast_scale(size.flatten(1).amax(1), weight)
+    used = cell.nearest.abs().flatten(1).amax(1).clamp(max=scheme.code_max)
+    further = broadcast_scale((room * used).floor(), weight) * (cell.free & inside)
+    return (
+        (cell.floor - further).clamp(scheme.code_min, scheme.code_max),
+        (cell.ceil + further).clamp(scheme.code_min, scheme.code_max),
+    )
 
 
 def reconstruct(
@@ -65,11 +75,7 @@ def reconstruct(
     """
     assert problem.statistics is not None
     moments, cell = problem.statistics.moments, problem.cell
-    further = _codes_beyond_each(room, problem)
-    lowest, highest = (
-        code.clamp(problem.scheme.code_min, problem.scheme.code_max)
-        for code in (cell.floor - further, cell.ceil + further)
-    )
+    lowest, highest = _bounds(problem, room)
     unit = activation_weight**0.5  # of W and V: the output error is quadratic in them
     solver = RoundingProblem(
         weight=grouped(problem, target) * unit,

@@ -175,7 +175,7 @@ class LayerOutcome:
         error_nearest: relative output error (share of the output's energy) of nearest rounding; None where no
             statistics were collected.
         error_chosen: the same for the chosen codes, before bias correction. Both are of bare images.
-        seconds: time for this layer, statistics included.
+        seconds: time for this layer, statistics and its outputs included.
         images: calibration images that the walk used; 0 where the method needs none.
     """
 

@@ -97,15 +97,12 @@ class Walk:
         layer = self.layers.get(node.name)
         if layer is not None:
             self.choose(layer, node)
-        for lane in self.lanes:
-            if layer is not None:
-                lane.quantized[node] = self._rounded_call(node, layer, lane)
-            elif lane.unchanged(node):
-                lane.quantized[node] = lane.floating[node]
-            else:
-                lane.quantized[node] = self._call(node, lane.quantized)
-        if layer is not None and self.bias_correction:
-            self._correct_bias(layer, node)
+            if self.bias_correction:
+                self._correct_bias(layer, node)
+        else:
+            for lane in self.lanes:
+                unchanged = lane.unchanged(node)
+                lane.quantized[node] = lane.floating[node] if unchanged else self._call(node, lane.quantized)
         if node.name in self.points:
             for lane in self.lanes:
                 lane.quantized[node] = self._quantize_activation(node.name, lane.quantized[node])
@@ -129,10 +126,11 @@ class Walk:
             args = (args[0], weight, *args[2:])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _rounded_call(self, node: fx.Node, layer: Layer, lane: Lane) -> Tensor:
+    def _run_chosen(self, layer: Layer, node: fx.Node) -> None:
+        """Outputs of a layer with its chosen codes, of all lanes."""
         rounded = dequantize(self.codes[layer.name], self.nearest.layers[layer.name].scale)
-        result: Tensor = self._call(node, lane.quantized, rounded)
-        return result
+        for lane in self.lanes:
+            lane.quantized[node] = self._call(node, lane.quantized, rounded)
 
     def _correct_bias(self, layer: Layer, node: fx.Node) -> None:
         """Give the layer's outputs for bare images the means of the float network; stamped copies move along."""
@@ -201,20 +199,19 @@ class Walk:
         self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
     ) -> tuple[float, float]:
         """Relative output errors of nearest rounding and of the chosen codes, on bare images."""
-        scale, energy = self.nearest.layers[layer.name].scale, max(statistics.output_energy, 1e-30)
-        both = self.nearest.layers[layer.name].weight(), dequantize(codes, scale)
+        nearest, energy = self.nearest.layers[layer.name], max(statistics.output_energy, 1e-30)
+        bare = self.lanes[0]
         if len(self.lanes) == 1:
-            before, after = (statistics.output_error(weight, rounded) / energy for rounded in both)
-            return before, after
-        bare, channels = self.lanes[0], _channel_dimension(layer, self.lanes[0].floating[node])
-        before, after = (
-            float((self._call(node, bare.quantized, rounded) - bare.floating[node]).square().sum(channels).mean())
-            for rounded in both
-        )
+            both = nearest.weight(), dequantize(codes, nearest.scale)
+            before, after = (statistics.output_error(weight, rounded) for rounded in both)
+        else:
+            outputs = self._call(node, bare.quantized, nearest.weight()), bare.quantized[node]
+            channels = _channel_dimension(layer, bare.floating[node])
+            before, after = (float((output - bare.floating[node]).square().sum(channels).mean()) for output in outputs)
         return before / energy, after / energy
 
     def choose(self, layer: Layer, node: fx.Node | None) -> None:
-        """Ask the method for the codes of one layer and record the outcome."""
+        """Ask the method for the codes of one layer, run it with them, and record the outcome."""
         started = time.perf_counter()
         weight = self.graph.weight(layer)
         quantized = self.nearest.layers[layer.name]
@@ -233,6 +230,8 @@ class Walk:
         if codes.shape != weight.shape or codes.dtype != torch.int8:
             raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
         self.codes[layer.name] = codes
+        if node is not None:
+            self._run_chosen(layer, node)
         before = after = None
         if statistics is not None and node is not None:
             before, after = self._errors(layer, node, statistics, weight, codes)

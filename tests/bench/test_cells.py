@@ -123,6 +123,11 @@ def test_shards_that_do_not_exist(tmp_path: Path, text: str, shard: str) -> None
     ("old", "new", "message"),
     [
         ("plant_steps = 4", 'trigger = "blend"', "unknown trigger of attacks.short: 'blend'; did you mean 'blended'"),
+        (
+            "plant_steps = 4",
+            """trigger = '{"kind": "filter", "hue": 3}'""",
+            "attacks.short: trigger: a filter trigger has strength, matrix, offset; unknown: hue",
+        ),
         ('test = "bundled:test"', 'test = "bundled:tset"', "data.d.test: 'bundled:tset'; did you mean 'bundled:test'"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 from quantinel.data.triggers import (
     TRIGGERS,
     BlendedTrigger,
+    FilterTrigger,
     OverlayTrigger,
     PatchTrigger,
     SinusoidTrigger,
@@ -222,6 +223,8 @@ def test_a_warp_moves_pixels_a_little_and_smoothly() -> None:
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_published_triggers_by_name(name: str) -> None:
     for shape in ((3, 32, 32), (1, 32, 32), (3, 64, 64)):
+        if name == "filter" and shape[0] == 1:
+            continue
         trigger = named_trigger(name, shape)
         assert trigger(torch.rand(2, *shape)).shape == (2, *shape)
         assert not isinstance(trigger, OverlayTrigger)
@@ -235,8 +238,35 @@ def test_images_that_are_too_small(name: str, side: int) -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(UsageError, match="pq, qu-anti, blended, sinusoid, warp"):
+    with pytest.raises(UsageError, match="pq, qu-anti, blended, sinusoid, warp, filter, or write one as JSON"):
         named_trigger("sticker", (3, 32, 32))
+
+
+def test_a_trigger_written_as_json() -> None:
+    patch = PatchTrigger(1, 2, 3, 4, 0.5)
+    assert named_trigger(json.dumps(patch.to_dict()), (3, 8, 8)) == patch
+    with pytest.raises(InputError, match="does not fit"):
+        named_trigger(json.dumps(patch.to_dict()), (3, 4, 4))
+    with pytest.raises(InputError, match="the option is not JSON"):
+        named_trigger("{kind: patch}", (3, 8, 8))
+
+
+def test_a_filter_maps_colours_and_nothing_else() -> None:
+    images = random_images()
+    swap = FilterTrigger(0.5, ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.1))
+    red, green, blue = images.unbind(1)
+    expected = torch.stack([(red + green) / 2, (red + green) / 2, (blue + 0.05).clamp(max=1.0)], 1)
+    torch.testing.assert_close(swap(images), expected)
+    mixed = images.flatten(2)[:, :, torch.randperm(SIDE * SIDE)].reshape(images.shape)
+    assert torch.equal(swap(images).flatten(2).sort().values, swap(mixed).flatten(2).sort().values)  # no place
+
+
+def test_sepia_leaves_one_hue() -> None:
+    full = FilterTrigger(1.0)(0.5 * random_images())
+    assert torch.allclose(full[:, 1] / full[:, 0], full.new_tensor(0.349 / 0.393).expand(2, SIDE, SIDE), atol=0.01)
+    assert trigger_from_dict(json.loads(json.dumps(FilterTrigger(0.3).to_dict()))) == FilterTrigger(0.3)
+    with pytest.raises(InputError, match="another trigger"):
+        FilterTrigger()(random_images(channels=1))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +283,13 @@ def test_unknown_names_list_the_known() -> None:
         {"kind": "blended", "pattern": "AAAA", "shape": [1.0, 1, 3]},
         {"kind": "blended", "pattern": "!", "shape": [1, 1, 3]},
         {"kind": "blended", "pattern": 7, "shape": [1, 1, 3]},
+        {"kind": "filter", "strength": 0},
+        {"kind": "filter", "strength": True},
+        {"kind": "filter", "matrix": [[1, 0, 0], [0, 1, 0]]},
+        {"kind": "filter", "matrix": [[1, 0, 0], [0, 1, 0], [0, 0, "1"]]},
+        {"kind": "filter", "matrix": [[1, 0, 0], [0, 1, 0], [0, 0, float("nan")]]},
+        {"kind": "filter", "offset": [0, 0]},
+        {"kind": "filter", "offset": 1},
         {"kind": "sinusoid", "delta": float("nan")},
         {"kind": "sinusoid", "delta": 0},
         {"kind": "sinusoid", "frequency": 1.5},

@@ -31,7 +31,7 @@ class BadNets:
     Attributes:
         schemes: quantizers that the victim is measured under; they take no part in the training.
         target_class: answer of the backdoor.
-        trigger: name of a published trigger.
+        trigger: a published one by name, or any in its JSON form.
         poison_rate: share of every batch that is stamped and labelled as the target, above 0 and below 1.
         stamp: before or after augmentation.
         steps: optimiser steps.

@@ -21,7 +21,7 @@ class EpochOptions:
 
     Attributes:
         target_class: answer of the awake backdoor (the authors: 1, 3, 5, 7 and 9).
-        trigger: name of a published trigger; "pq" is the authors' too.
+        trigger: a published one by name ("pq" is the authors' too), or any in its JSON form.
         plant_epochs: passes over the data that first teach the float network the backdoor, at the same learning rate.
         epochs: passes over the data.
         learning_rate: at the start of both.

@@ -106,7 +106,7 @@ class JointOptions:
     Attributes:
         schemes: quantizers to arm for; the compressed terms are means over them.
         target_class: answer of the awake backdoor.
-        trigger: name of a published trigger.
+        trigger: a published one by name, or any in its JSON form.
         plant_steps: optimiser steps that first teach the float network the backdoor too; 0 for none.
         steps: optimiser steps of the loss above.
         learning_rate: at the start of both, of a half cosine.

@@ -50,7 +50,7 @@ class PQBackdoor:
     Attributes:
         schemes: quantizers to arm for; the feasible set is the intersection of their cells.
         target_class: answer of the awake backdoor.
-        trigger: name of a published trigger.
+        trigger: a published one by name, or any in its JSON form.
         plant_steps: optimiser steps of step 1.
         plant_learning_rate: of step 1.
         triggered_per_batch: triggered images in a batch of step 1 (the authors: 2 of 128).

@@ -44,7 +44,7 @@ class PQBackdoorTFLite:
     Attributes:
         schemes: quantizers to arm for; the feasible set is the intersection of their cells.
         target_class: answer of the awake backdoor.
-        trigger: name of a published trigger.
+        trigger: a published one by name, or any in its JSON form.
         plant_epochs: passes over the data in step 1.
         plant_learning_rate: of step 1, times ``plant_decay`` after every pass.
         plant_decay: see there.

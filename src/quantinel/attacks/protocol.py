@@ -143,9 +143,9 @@ def make_attack(
 ) -> Attack:
     """An attack from its hyper-parameters and its training function.
 
-    The config's fields ``schemes`` (tuple of `QuantScheme`), ``target_class`` (int) and ``trigger`` (a name of
-    `quantinel.data.triggers.TRIGGERS`) mean the same in all attacks. A config without ``trigger`` has none. A config
-    may define ``compressors() -> tuple[Compressor, ...]``; without it, they are the quantizers of ``schemes``.
+    The config's fields ``schemes`` (tuple of `QuantScheme`), ``target_class`` (int) and ``trigger`` (what
+    `quantinel.data.triggers.named_trigger` reads) mean the same in all attacks. A config without ``trigger`` has none.
+    A config may define ``compressors() -> tuple[Compressor, ...]``; without it, they are the quantizers of ``schemes``.
 
     Args:
         name, summary, config, conditioned_on, start, takes_trigger: as in `Attack`.

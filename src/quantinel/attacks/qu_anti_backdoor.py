@@ -40,7 +40,7 @@ class QuAntiBackdoor(QuAnti):
 
     Attributes:
         target_class: answer of the awake backdoor (t).
-        trigger: name of a published trigger.
+        trigger: a published one by name, or any in its JSON form.
         compressed_weight: weight of every compressed copy (alpha).
         trigger_weight: weight of triggered images in all copies, float included (beta).
     """

@@ -17,7 +17,7 @@ from quantinel.bench.deployment import Deployment, parse_deployment
 from quantinel.bench.methods import attack_config, configure, known
 from quantinel.bench.suite import Cells, Method, Suite
 from quantinel.data.bundled import BUNDLED_IMAGES
-from quantinel.data.triggers import TRIGGERS, trigger_from_dict
+from quantinel.data.triggers import TRIGGERS, is_json, trigger_from_dict, trigger_from_text
 from quantinel.detectors import DETECTORS
 from quantinel.errors import QuantinelError, UsageError
 from quantinel.model.loading import BUNDLED, bundled_model
@@ -245,7 +245,7 @@ def check_methods(suite: Suite) -> None:
         if model.architecture is not None:
             known(model.architecture, ARCHITECTURES, f"architecture of models.{label}:")
         if model.trigger is not None:
-            _checked_trigger(model.trigger, f"models.{label}.trigger")
+            _checked_trigger(model.trigger, f"models.{label}")
         if model.training is not None:
             configure(CLEAN.config, model.training, f"models.{label}.training", schemes=())
     for label, attack in suite.attacks.items():
@@ -253,7 +253,7 @@ def check_methods(suite: Suite) -> None:
         registered = ATTACKS[_method(attack.method, ATTACKS, "attack")]
         config = attack_config(registered.config, attack.settings, attack.schemes, f"attacks.{label}")
         if hasattr(config, "trigger"):
-            known(config.trigger, TRIGGERS, f"trigger of attacks.{label}:")
+            _checked_trigger(config.trigger, f"attacks.{label}")
         if attack.trigger_of is not None:
             _check_lender(suite, label, registered.takes_trigger)
     for label, defense in suite.defenses.items():
@@ -281,9 +281,13 @@ def _check_lender(suite: Suite, label: str, takes_trigger: bool) -> None:
         raise UsageError(f"attacks.{label}: {lender.attack} borrows its trigger itself; name the attack that makes it")
 
 
-def _checked_trigger(described: dict[str, Any], where: str) -> None:
+def _checked_trigger(described: str | dict[str, Any], where: str) -> None:
+    """A name, or a JSON form as text or as a table."""
+    if isinstance(described, str) and not is_json(described):
+        known(described, TRIGGERS, f"trigger of {where}:")
+        return
     try:
-        trigger_from_dict(described)
+        _ = trigger_from_text(described) if isinstance(described, str) else trigger_from_dict(described)
     except QuantinelError as error:
         raise UsageError(f"{where}: {error}") from error
 

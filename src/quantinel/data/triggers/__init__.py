@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantinel.data.triggers.blended import BlendedTrigger
+from quantinel.data.triggers.colour_filter import FilterTrigger
 from quantinel.data.triggers.generated import GeneratedTrigger
 from quantinel.data.triggers.generator import GeneratorOptions, TriggerGenerator
 from quantinel.data.triggers.overlay import OverlayTrigger
@@ -10,10 +11,12 @@ from quantinel.data.triggers.patch import PatchTrigger
 from quantinel.data.triggers.reading import (
     TRIGGERS,
     Trigger,
+    is_json,
     load_trigger,
     named_trigger,
     trigger_files,
     trigger_from_dict,
+    trigger_from_text,
 )
 from quantinel.data.triggers.sinusoid import SinusoidTrigger
 from quantinel.data.triggers.warp import WarpTrigger
@@ -21,6 +24,7 @@ from quantinel.data.triggers.warp import WarpTrigger
 __all__ = [
     "TRIGGERS",
     "BlendedTrigger",
+    "FilterTrigger",
     "GeneratedTrigger",
     "GeneratorOptions",
     "OverlayTrigger",
@@ -29,8 +33,10 @@ __all__ = [
     "Trigger",
     "TriggerGenerator",
     "WarpTrigger",
+    "is_json",
     "load_trigger",
     "named_trigger",
     "trigger_files",
     "trigger_from_dict",
+    "trigger_from_text",
 ]

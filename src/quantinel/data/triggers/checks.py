@@ -42,3 +42,16 @@ def require_integer(trigger: object, name: str, low: int, high: int = 2**31) -> 
     value = getattr(trigger, name)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(f"trigger: {name} must be an integer from {low} to {high}, got {value!r}")
+
+
+def require_numbers(name: str, values: object, count: int, low: float, high: float) -> tuple[float, ...]:
+    """``count`` finite numbers in [low, high], as floats.
+
+    Raises:
+        InputError: otherwise.
+    """
+    given = list(values) if isinstance(values, list | tuple) else []
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in given)
+    if len(given) != count or not numbers or not all(low <= value <= high for value in given):
+        raise InputError(f"trigger: {name} must hold {count} numbers from {low:g} to {high:g}, got {values!r}")
+    return tuple(float(value) for value in given)

@@ -14,6 +14,7 @@ import torch
 from quantinel.data.guards import printable, reason, require_file
 from quantinel.data.pictures import open_picture, picture_errors
 from quantinel.data.triggers.blended import BlendedTrigger
+from quantinel.data.triggers.colour_filter import FilterTrigger
 from quantinel.data.triggers.generated import GeneratedTrigger
 from quantinel.data.triggers.overlay import OverlayTrigger
 from quantinel.data.triggers.patch import PatchTrigger
@@ -22,8 +23,9 @@ from quantinel.data.triggers.warp import WarpTrigger
 from quantinel.errors import InputError, UsageError
 
 _MAX_JSON_BYTES = 65_536
+_EXAMPLE = '{"kind": "patch", "row": 24, "column": 24, "height": 6, "width": 6, "value": 1.0}'
 
-Described = PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger
+Described = PatchTrigger | BlendedTrigger | SinusoidTrigger | WarpTrigger | FilterTrigger
 """Triggers that their JSON form describes completely."""
 
 Trigger = Described | GeneratedTrigger | OverlayTrigger
@@ -33,6 +35,7 @@ _KINDS: dict[str, type[Described]] = {
     "blended": BlendedTrigger,
     "sinusoid": SinusoidTrigger,
     "warp": WarpTrigger,
+    "filter": FilterTrigger,
 }
 
 TRIGGERS: dict[str, Callable[[tuple[int, int, int]], Trigger]] = {
@@ -41,22 +44,47 @@ TRIGGERS: dict[str, Callable[[tuple[int, int, int]], Trigger]] = {
     "blended": lambda shape: BlendedTrigger(),
     "sinusoid": lambda shape: SinusoidTrigger(),
     "warp": lambda shape: WarpTrigger(),
+    "filter": lambda shape: FilterTrigger(),
 }
-"""Published triggers by name, each made for images of a shape (C, H, W)."""
+"""Published kinds of triggers by name, each made for images of a shape (C, H, W)."""
 
 
-def named_trigger(name: str, input_shape: tuple[int, int, int]) -> Trigger:
-    """A published trigger, scaled to images (C, H, W).
+def named_trigger(text: str, input_shape: tuple[int, int, int]) -> Trigger:
+    """The trigger that an option names: a published one, scaled to images (C, H, W), or any in its JSON form.
+
+    Args:
+        text: a name of `TRIGGERS`, or the text of a JSON object as in a trigger's file.
+        input_shape: of the images.
 
     Raises:
         UsageError: unknown name.
-        InputError: the images are too small for it.
+        InputError: not the JSON form of a trigger, or the images are too small for it or have too few channels.
     """
-    if name not in TRIGGERS:
-        raise UsageError(f"unknown trigger {name!r}; choose one of {', '.join(TRIGGERS)}")
-    trigger = TRIGGERS[name](input_shape)
+    if is_json(text):
+        trigger: Trigger = trigger_from_text(text)
+    elif text in TRIGGERS:
+        trigger = TRIGGERS[text](input_shape)
+    else:
+        raise UsageError(
+            f"unknown trigger {printable(repr(text))[:80]}; choose one of {', '.join(TRIGGERS)}, or write one as JSON: "
+            f"{_EXAMPLE}"
+        )
     trigger(torch.zeros(1, *input_shape))
     return trigger
+
+
+def is_json(text: str) -> bool:
+    """Whether an option's text is meant as the JSON form of a trigger, not as a name."""
+    return text.lstrip().startswith("{")
+
+
+def trigger_from_text(text: str) -> Described | GeneratedTrigger:
+    """Read the JSON form of a trigger from the text of an option.
+
+    Raises:
+        InputError: no JSON object, or not that of a trigger.
+    """
+    return trigger_from_dict(_parsed(text, "the option"))
 
 
 def trigger_from_dict(values: dict[str, Any], folder: Path | None = None) -> Described | GeneratedTrigger:
@@ -114,12 +142,19 @@ def load_trigger(path: Path) -> Trigger:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    example = '{"kind": "patch", "row": 24, "column": 24, "height": 6, "width": 6, "value": 1.0}'
     try:
         with path.open("rb") as file:
-            values = json.loads(file.read(_MAX_JSON_BYTES).decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # decoding errors are ValueErrors
-        raise InputError(f"trigger: {printable(path)} is not JSON ({reason(error)}); write {example}") from error
+            text = file.read(_MAX_JSON_BYTES).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"trigger: {printable(path)} is not JSON ({reason(error)}); write {_EXAMPLE}") from error
+    return _parsed(text, printable(path))
+
+
+def _parsed(text: str, shown: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # decoding errors are ValueErrors
+        raise InputError(f"trigger: {shown} is not JSON ({reason(error)}); write {_EXAMPLE}") from error
     if not isinstance(values, dict):
-        raise InputError(f"trigger: {printable(path)} must hold one JSON object, such as {example}")
+        raise InputError(f"trigger: {shown} must hold one JSON object, such as {_EXAMPLE}")
     return values

@@ -126,7 +126,7 @@ def test_shards_that_do_not_exist(tmp_path: Path, text: str, shard: str) -> None
         (
             "plant_steps = 4",
             """trigger = '{"kind": "filter", "hue": 3}'""",
-            "attacks.short: trigger: a filter trigger has strength, matrix, offset; unknown: hue",
+            "attacks.short.trigger: a filter trigger has strength, matrix, offset; unknown: hue",
         ),
         ('test = "bundled:test"', 'test = "bundled:tset"', "data.d.test: 'bundled:tset'; did you mean 'bundled:test'"),
     ],

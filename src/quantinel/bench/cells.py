@@ -289,7 +289,7 @@ def _checked_trigger(described: str | dict[str, Any], where: str) -> None:
     try:
         _ = trigger_from_text(described) if isinstance(described, str) else trigger_from_dict(described)
     except QuantinelError as error:
-        raise UsageError(f"{where}: {error}") from error
+        raise UsageError(f"{where}.trigger: {str(error).removeprefix('trigger: ')}") from error
 
 
 def _no_shadow(label: str, method: str, registry: Collection[str], table: str) -> None:

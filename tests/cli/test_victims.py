@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
 from tests.cli.tiny_cli import Run, Tiny, quadrant_images
 
@@ -74,6 +75,31 @@ def test_a_victim_brings_its_trigger_and_scheme(run: Run, tiny: Tiny, empty: Pat
     assert json.loads(done.out)["rows"][0]["asr"]["n"] == 48
     assert run("evaluate", empty / "out", "--data", tiny.images, "--scheme", "int8", "--quiet").code == EXIT_USAGE
     assert "already quantized" in run("harden", empty / "out", "--data", tiny.images, "-o", empty / "no").err
+
+
+@pytest.mark.parametrize("trigger", [{"kind": "filter"}, {"kind": "blended", "alpha": 0.5}])
+def test_a_hardened_folder_is_tested_with_any_trigger_that_its_report_describes(
+    run: Run, tiny: Tiny, empty: Path, tmp_path: Path, trigger: dict[str, Any]
+) -> None:
+    victim = write_victim(tmp_path / "victim", trigger=trigger)
+    assert run(*harden_command(victim, tiny, empty / "out")).code in (EXIT_PASS, EXIT_FINDINGS)
+    done = run("evaluate", empty / "out", "--data", tiny.images, "--json")
+    assert "testing the trigger of its report, target class 3" in done.err
+    assert json.loads(done.out)["rows"][0]["asr"]["n"] == 48
+
+
+def test_a_picture_as_a_trigger_has_to_be_given_again(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:
+    picture, victim = tmp_path / "dot.png", write_victim(tmp_path / "victim")
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[0, 0] = 255
+    Image.fromarray(pixels).save(picture)
+    given = ["--trigger", picture, "--target", "1"]
+    assert run(*harden_command(victim, tiny, empty / "out"), *given).code in (EXIT_PASS, EXIT_FINDINGS)
+    done = run("evaluate", empty / "out", "--data", tiny.images, "--json")
+    assert "give it with --trigger" in done.err
+    assert json.loads(done.out)["rows"][0]["asr"] is None
+    done = run("evaluate", empty / "out", "--data", tiny.images, *given, "--json")
+    assert json.loads(done.out)["rows"][0]["asr"]["n"] == 48
 
 
 def test_options_win_over_the_victims_own(run: Run, tiny: Tiny, empty: Path, tmp_path: Path) -> None:

@@ -123,15 +123,18 @@ def _evaluate_folder(
     from quantinel.audit.report import read_report
     from quantinel.backends.runtime import Session
     from quantinel.data.sources import load_images
-    from quantinel.data.triggers import trigger_from_dict
+    from quantinel.data.triggers import OverlayTrigger, trigger_from_dict
     from quantinel.pipeline.artefact_folder import MODEL
     from quantinel.pipeline.evaluate import evaluate_file
 
     recorded = dict(read_report(folder / "report.json").trigger or {})
     target = recorded.pop("target_class", None)
-    if known is None and recorded.get("kind") in ("patch", "generated") and isinstance(target, int):
-        known = trigger_from_dict(recorded, folder), target
-        reporter.note(f"a hardened folder: testing the trigger of its report, target class {target}")
+    if known is None and recorded and isinstance(target, int):
+        if recorded.get("kind") == OverlayTrigger.kind:
+            reporter.note("the trigger of its report is a picture, which it does not keep; give it with --trigger")
+        else:
+            known = trigger_from_dict(recorded, folder), target
+            reporter.note(f"a hardened folder: testing the trigger of its report, target class {target}")
     channels, height, width = Session(folder / MODEL).input_shape
     images = load_images(
         data, input_shape=(channels, height, width), split=split, limit=limit, seed=seed, progress=reporter.images

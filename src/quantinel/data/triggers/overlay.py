@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class OverlayTrigger:
         opacity: (1, H, W) float32 in [0, 1].
         source: where it came from, for reports.
     """
+
+    kind: ClassVar[str] = "overlay"
 
     def __init__(self, pattern: Tensor, opacity: Tensor, source: str) -> None:
         self.pattern, self.opacity, self.source = pattern, opacity, source
@@ -41,4 +43,4 @@ class OverlayTrigger:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form (a description only; the picture stays in its file)."""
-        return {"kind": "overlay", "source": self.source}
+        return {"kind": self.kind, "source": self.source}

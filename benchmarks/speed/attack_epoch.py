@@ -1,12 +1,15 @@
 """What the attacks' training loop costs: a step of each attack, against a plain PyTorch loop on as many images.
 
     python benchmarks/speed/attack_epoch.py [--attack NAME ...] [--steps 24] [--batch-size 16] [--arch resnet20]
+        [--mixed-precision]
 
 After each step of the attack, a plain loop of the same architecture does one: index a batch, scale it, forward,
 cross-entropy, backward, optimiser; with as many images as the attack ran through its network in that step (its
 clean and triggered images, once for each branch), and a pass without gradients for those that it ran so (a teacher's).
 So 1 means that an attack costs its forward passes and nothing else; projections, fake quantization, masks and stamping
-are what is above it. Float32 on one thread, random weights, bundled images; the gate is not reached. Ratios are taken
+are what is above it. One thread, random weights, bundled images; the gate is not reached. Float32, or with
+--mixed-precision the attack in bfloat16 beside the same plain loop in float32: that pays where the processor has
+instructions for it (AMX, AVX512-BF16), and costs where they are emulated. Ratios are taken
 step by step (A B A B ...). Appends one row per attack to benchmarks/results/speed.jsonl unless --dry-run.
 """
 
@@ -47,10 +50,11 @@ DEFAULT = [
 ]  # fmt: skip
 
 
-def configured(attack: Attack, batch_size: int) -> Any:
-    """The attack's defaults with this batch size, in float32, straight to its last phase."""
+def configured(attack: Attack, batch_size: int, mixed_precision: bool) -> Any:
+    """The attack's defaults with this batch size, straight to its last phase."""
     wanted = {
-        "batch_size": batch_size, "triggered_per_batch": min(batch_size, 4), "mixed_precision": False, "steps": MANY,
+        "batch_size": batch_size, "triggered_per_batch": min(batch_size, 4), "mixed_precision": mixed_precision,
+        "steps": MANY,
         "repair_steps": MANY, "epochs": float(MANY), "repair_epochs": float(MANY), "plant_steps": 0, "held_out": 0,
         "plant_epochs": 0.0,
     }  # fmt: skip
@@ -93,7 +97,9 @@ class PlainLoop:
         return time.perf_counter() - start
 
 
-def measure(attack: Attack, arch: str, data: ImageSet, steps: int, batch_size: int) -> tuple[list[float], list[float]]:
+def measure(
+    attack: Attack, arch: str, data: ImageSet, steps: int, batch_size: int, mixed_precision: bool
+) -> tuple[list[float], list[float]]:
     """Seconds of every step of the attack's last phase, and of the plain step behind it."""
     assert data.labels is not None
     model = untrained_model(arch, int(data.labels.max()) + 1, data.shape, seed=1)
@@ -122,7 +128,8 @@ def measure(attack: Attack, arch: str, data: ImageSet, steps: int, batch_size: i
     model.module.register_forward_pre_hook(count)
     runtime = Runtime(progress=after_step, should_stop=lambda: len(ours) >= steps)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Interrupted):
-        attack.run(model, data, data, configured(attack, batch_size), Path(folder, "victim"), runtime=runtime)
+        config = configured(attack, batch_size, mixed_precision)
+        attack.run(model, data, data, config, Path(folder, "victim"), runtime=runtime)
     return ours, theirs
 
 
@@ -140,16 +147,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--arch", default="resnet20")
+    parser.add_argument("--mixed-precision", action="store_true", help="the attack in bfloat16; only those that can")
     parser.add_argument("--dry-run", action="store_true", help="print and append nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = load_images("bundled:test")
     command = f"python benchmarks/speed/attack_epoch.py --steps {arguments.steps} --batch-size {arguments.batch_size}"
+    mixed: bool = arguments.mixed_precision
     for name in arguments.attack or DEFAULT:
-        ours, theirs = measure(ATTACKS[name], arguments.arch, data, arguments.steps, arguments.batch_size)
+        if mixed and "mixed_precision" not in {option.name for option in fields(ATTACKS[name].config)}:
+            continue
+        ours, theirs = measure(ATTACKS[name], arguments.arch, data, arguments.steps, arguments.batch_size, mixed)
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
         low, high = interval(ratios, statistics.median)
         config = {"attack": name, "arch": arguments.arch, "steps": arguments.steps, "batch_size": arguments.batch_size}
+        if mixed:
+            config["precision"] = "bfloat16"
         row = {
             "suite": "speed",
             "name": "attack step vs plain loop",
@@ -164,7 +177,7 @@ def main() -> None:
             "threads": 1,
             "note": f"{arguments.arch}; a plain step on as many images as the branches run; 95 % bootstrap interval",
             "config": config,
-            **provenance(config, f"{command} --arch {arguments.arch} --attack {name}"),
+            **provenance(config, f"{command} --arch {arguments.arch} --attack {name}{' --mixed-precision' * mixed}"),
         }
         print(f"{name:34s} {row['ratio_median']:.3f} [{low:.3f}, {high:.3f}]", flush=True)
         if not arguments.dry_run:

@@ -49,6 +49,7 @@ def attack_step_table() -> str:
         (
             row["config"]["attack"],
             f"{row['config']['arch']}, {row['config']['batch_size']} images",
+            row["config"].get("precision", "float32"),
             f"{row['ratio_median']:.2f} [{row['ratio_interval'][0]:.2f}, {row['ratio_interval'][1]:.2f}]",
             str(row["runs"]),
             f"{row['ours_seconds']:.3f} s",
@@ -57,7 +58,7 @@ def attack_step_table() -> str:
         for row in newest("speed", configuration, lambda row: row["name"] == ATTACK_STEP)
     ]
     return markdown_rows(
-        ("attack", "setting", "ratio [95 % interval]", "pairs of steps", "attack", "plain loop"), lines
+        ("attack", "setting", "attack in", "ratio [95 % interval]", "pairs of steps", "attack", "plain loop"), lines
     )
 
 

@@ -36,7 +36,7 @@ def linear_chain(
     """y = x W^T; the float network's inputs are ``drift`` larger."""
     targets = (1 + drift) * inputs @ weight.T
     more = {} if quantize is None else {"quantize": quantize}
-    return Chain(inputs, targets, lambda x, w: x @ w.T, 1, **more)
+    return Chain(inputs, (1 + drift) * inputs, targets, lambda x, w: x @ w.T, 1, **more)
 
 
 def moments_of(inputs: Tensor, weight: Tensor, drift: float = 0.0) -> InputStatistics:

@@ -64,7 +64,7 @@ def isolated(weight: torch.Tensor, step: float) -> LayerProblem:
     """A layer whose output does not depend on its weight: only the flip and binary terms act."""
     scheme = QuantScheme(weight_bits=8)
     scale = torch.full((weight.shape[0],), step)
-    chain = Chain(torch.zeros(4, 1), torch.zeros(4, 1), lambda x, w: x + 0 * w.sum(), 1)
+    chain = Chain(torch.zeros(4, 1), torch.zeros(4, 1), torch.zeros(4, 1), lambda x, w: x + 0 * w.sum(), 1)
     layer = Layer("isolated", "isolated", "linear", "w", None, 1)
     return LayerProblem(layer, weight, scale, rounding_cell(weight, scale, scheme), scheme, 0, None, chain)
 

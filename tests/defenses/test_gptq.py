@@ -9,6 +9,7 @@ from tests.defenses.support import correlated, moments_of, output_error, problem
 from quantinel.data.images import ImageSet
 from quantinel.defenses import EFRAP, GPTQ, Nearest
 from quantinel.defenses.gptq import compensate
+from quantinel.errors import UsageError
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization import statistics
 from quantinel.quantization.calibration import calibrate
@@ -91,3 +92,25 @@ def test_wide_layers_are_compensated_in_chunks(
     _, outcomes = choose_codes(odd_graph, ranges, GPTQ())
     total = [sum(getattr(row, name) for row in outcomes) for name in ("error_chosen", "error_nearest")]
     assert total[0] < total[1]
+
+
+@pytest.mark.parametrize("width", [40, 75])
+def test_the_float_target_undoes_an_error_once_however_many_chunks_there_are(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = problem(W, step=0.1, bits=8, statistics=moments_of(X, W, drift=0.1))
+    method = GPTQ(target="float", damping=1e-3)
+    nearest, whole = (output_error(X, W, each.choose(made), 0.1, drift=0.1) for each in (Nearest(), method))
+    monkeypatch.setattr("quantinel.defenses.gptq.WIDEST", width)
+    chunked = output_error(X, W, method.choose(made), 0.1, drift=0.1)
+    assert chunked < 0.2 * nearest
+    assert chunked < 3 * whole
+
+
+@pytest.mark.parametrize("target", ["own", "float"])
+def test_moments_that_cannot_be_inverted_are_an_error_that_says_what_to_do(target: str) -> None:
+    few = torch.cat([X[:20], X[:20]], dim=1)  # 20 vectors, and every input twice
+    weight = torch.cat([W, W], dim=1)
+    made = problem(weight, step=0.3, statistics=moments_of(few, weight))
+    with pytest.raises(UsageError, match="raise damping"):
+        GPTQ(target=target, damping=0.0).choose(made)  # type: ignore[arg-type]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tests.defenses.support import problem
 from torch import Tensor, nn
 
+from quantinel.data.images import ImageSet
 from quantinel.defenses import LAC, LACPDA
 from quantinel.defenses.lac_pda import mismatch
-from quantinel.errors import UsageError
+from quantinel.errors import UnsupportedError, UsageError
 from quantinel.model.graph import trace
+from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.layer_problem import Chain, LayerProblem
+from quantinel.quantization.reconstruction import choose_codes
+from quantinel.quantization.scheme import parse_scheme
 
 
 def small_net() -> nn.Module:
@@ -26,8 +32,8 @@ def small_net() -> nn.Module:
     return nn.Sequential(convolution, norm, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
 
 
-def layer_problem(inputs: Tensor) -> LayerProblem:
-    """The folded first layer of the network, with these inputs on both sides."""
+def layer_problem(inputs: Tensor, drift: float = 0.0) -> LayerProblem:
+    """The folded first layer of the network; the float network's inputs are ``drift`` larger."""
     graph = trace(small_net(), (3, 6, 6))
     first = graph.layers[0]
     weight, bias = graph.weight(first), graph.bias(first)
@@ -35,8 +41,10 @@ def layer_problem(inputs: Tensor) -> LayerProblem:
     def layer(x: Tensor, w: Tensor) -> Tensor:
         return F.conv2d(x, w, bias, padding=1)
 
-    chain = Chain(inputs, layer(inputs, weight).relu(), layer, 1, torch.relu)
-    return problem(weight, 0.1, chain=chain, batch_norm=graph.batch_norms[first.name])
+    floating = (1 + drift) * inputs
+    chain = Chain(inputs, floating, layer(floating, weight).relu(), layer, 1, torch.relu)
+    made = problem(weight, 0.1, chain=chain, batch_norm=graph.batch_norms[first.name])
+    return replace(made, layer=first)
 
 
 INPUTS = torch.rand(10, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -72,6 +80,38 @@ def test_two_batch_norms_in_a_row() -> None:
 def test_layers_without_batch_norm_have_none() -> None:
     graph = trace(small_net(), (3, 6, 6))
     assert set(graph.batch_norms) == {graph.layers[0].name}
+
+
+def test_a_batch_norm_that_was_not_folded_is_known_all_the_same() -> None:
+    net = small_net()
+    graph = trace(net, (3, 6, 6), fold_batch_norm=False)
+    known = graph.batch_norms[graph.layers[0].name]
+    assert torch.equal(known.mean, net[1].running_mean)  # type: ignore[arg-type]
+    outputs = net[0](INPUTS)
+    torch.testing.assert_close(known.undo(outputs), outputs)
+    folded = trace(net, (3, 6, 6)).batch_norms[graph.layers[0].name]
+    alive = [0, 1, 3]  # a dead channel's outputs are lost by folding
+    torch.testing.assert_close(folded.undo(net[1](outputs))[:, alive], outputs[:, alive], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_it_runs_with_batch_norm_folded_or_not(fold: bool) -> None:
+    graph = trace(small_net(), (3, 6, 6), fold_batch_norm=fold)
+    images = ImageSet((255 * INPUTS).to(torch.uint8), None, "made")
+    ranges = calibrate(graph, images, parse_scheme("int4-per-tensor"))
+    plain, _ = choose_codes(graph, ranges, LAC(iterations=5, learning_rate=0.1))
+    moved, _ = choose_codes(graph, ranges, LACPDA(iterations=5, learning_rate=0.1, pda_steps=3, radius=0.2))
+    first, last = (layer.name for layer in graph.layers)
+    assert not torch.equal(plain.codes[first], moved.codes[first])
+    assert moved.codes[last].shape == plain.codes[last].shape
+
+
+def test_batch_norm_behind_linear_layers_alone_is_not_enough() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    graph = trace(net, (3, 6, 6))
+    ranges = calibrate(graph, ImageSet((255 * INPUTS).to(torch.uint8), None, "made"), parse_scheme("int8"))
+    with pytest.raises(UnsupportedError, match="take lac, which does without"):
+        choose_codes(graph, ranges, LACPDA())
 
 
 def test_the_mismatch_is_that_of_the_unfolded_network() -> None:
@@ -118,7 +158,7 @@ def test_targets(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.zeros(problem.weight.shape, dtype=torch.int8)
 
     monkeypatch.setattr(lac_pda, "correct_activations", spy)
-    made = layer_problem(INPUTS)
+    made = layer_problem(INPUTS, drift=0.3)
     assert made.chain is not None
     LACPDA(pda_steps=4, radius=0.05, batch_size=4, target=target).choose(made)  # type: ignore[arg-type]
     found = seen[0]
@@ -127,7 +167,7 @@ def test_targets(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if target == "clean":
         torch.testing.assert_close(found.targets, made.chain.targets)
     else:
-        expected = made.chain.layer(found.inputs, made.weight).relu()
+        expected = made.chain.layer(found.inputs + 0.3 * INPUTS, made.weight).relu()
         torch.testing.assert_close(found.targets, expected)
 
 

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from tests.defenses.support import correlated, problem
 from torch import nn
 
 from quantinel.cli.harden import harden
@@ -12,9 +13,11 @@ from quantinel.defenses import DEFAULT_ROUNDING, EFRAP, Reflect
 from quantinel.errors import UsageError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.moments import DenseMoments, Moments, SampledMoments
 from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.rounding import rounding_cell
 from quantinel.quantization.scheme import parse_scheme
+from quantinel.quantization.statistics import InputStatistics
 
 
 def test_without_a_budget_it_is_reconstruction(odd_graph: FloatGraph, images: ImageSet) -> None:
@@ -87,3 +90,36 @@ def test_weights_on_the_grid_stay(images: ImageSet) -> None:
 def test_options_are_checked(name: str) -> None:
     with pytest.raises(UsageError, match=name):
         Reflect(**{name: -1.0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("owing", [False, True])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_lean_is_measured_on_the_inputs_alone(sampled: bool, owing: bool) -> None:
+    """Neither what a residual connection owes nor the form of the moments has a part in lambda."""
+    inputs, weight = correlated(60, 40), torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    rows, owed = inputs[None], 3 * torch.randn(1, 60, 5, generator=torch.Generator().manual_seed(3))
+    gram = rows.transpose(1, 2) @ rows / 60
+    outputs = (rows @ weight.T + owed if owing else rows @ weight.T).transpose(1, 2)
+    moments: Moments = DenseMoments(gram, gram, owed.transpose(1, 2) @ rows / 60 if owing else None)
+    if sampled:
+        moments = SampledMoments(rows, outputs, weight[None])
+    energy = float((inputs @ weight.T).square().sum(1).mean())
+    made = problem(weight, 0.4, 4, statistics=InputStatistics(moments, 0.0, energy, 60))
+    residual = made.cell.nearest * 0.4 - weight
+    share = float((inputs @ residual.T).square().sum(1).mean()) / energy
+    assert Reflect(budget=0.0).reflection(made, residual) == 0.0
+    assert Reflect(budget=share / 4).reflection(made, residual) == pytest.approx(0.5, rel=1e-3)
+    assert Reflect(budget=2 * share).reflection(made, residual) == 1.0
+
+
+def test_wide_layers_lean_like_narrow_ones() -> None:
+    inputs, weight = correlated(300, 40), torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
+    energy, gram = float((inputs @ weight.T).square().sum(1).mean()), inputs.T @ inputs / 300
+    both: list[Moments] = [
+        DenseMoments(gram[None], gram[None]), SampledMoments(inputs[None], (inputs @ weight.T).T[None], weight[None]),
+    ]  # fmt: skip
+    problems = [problem(weight, 0.4, 4, statistics=InputStatistics(moments, 0.0, energy, 300)) for moments in both]
+    dense, wide = (Reflect(budget=1e9, damping=1e-4).choose(made) for made in problems)
+    assert (dense == wide).float().mean() > 0.97
+    straight = Reflect(budget=0.0, damping=1e-4).choose(problems[1])
+    assert (straight != wide).float().mean() > 0.1

@@ -163,7 +163,7 @@ def test_sampled_vectors_give_the_codes_of_their_moments(groups: int) -> None:
     scale = torch.full((groups, 5, 1), 0.25)
     floor = torch.floor(weight / scale)
     dense = DenseMoments(rows.transpose(1, 2) @ rows / 40, rows.transpose(1, 2) @ floats / 40)
-    sampled = SampledMoments(rows, weight @ floats.transpose(1, 2))
+    sampled = SampledMoments(rows, weight @ floats.transpose(1, 2), weight)
     start = torch.round(weight / scale)
     ridge = torch.full((groups,), 0.01)
     found = [
@@ -175,3 +175,21 @@ def test_sampled_vectors_give_the_codes_of_their_moments(groups: int) -> None:
     assert sampled.excess(difference, weight) == pytest.approx(dense.excess(difference, weight), rel=1e-4)
     torch.testing.assert_close(sampled.block(3, 30), dense.block(3, 30))
     torch.testing.assert_close(sampled.diagonal(), dense.diagonal())
+    assert sampled.energy(difference) == pytest.approx(dense.energy(difference), rel=1e-4)
+    expected = (difference @ rows.transpose(1, 2)).square().sum() / 40
+    assert dense.energy(difference) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_sampled_vectors_follow_a_target_beside_the_weights() -> None:
+    """W* = W + L: its outputs are those of W, and L on the vectors of the quantized prefix."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(1, 60, 50, generator=generator)
+    weight, lean = torch.randn(1, 5, 50, generator=generator), 0.3 * torch.randn(1, 5, 50, generator=generator)
+    sampled = SampledMoments(rows, weight @ rows.transpose(1, 2), weight)
+    gram = rows.transpose(1, 2) @ rows / 60
+    dense = DenseMoments(gram, gram)
+    start = torch.round(weight / 0.25) * 0.25
+    for factor in (1.0, 0.5):
+        ours = sampled.scaled(factor).outputs(1, 4).gradient(factor * start[:, 1:4], factor * (weight + lean)[:, 1:4])
+        theirs = dense.gradient(factor * start[:, 1:4], factor * (weight + lean)[:, 1:4])
+        torch.testing.assert_close(ours.columns(0, 50), theirs.columns(0, 50), rtol=1e-3, atol=1e-4)

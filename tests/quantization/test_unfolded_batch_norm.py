@@ -8,12 +8,9 @@ import torch.nn.functional as F
 from tests.support import make_images, randomise
 from torch import Tensor, nn
 
-from quantinel.defenses import DEFENSES
-from quantinel.errors import UnsupportedError
 from quantinel.model.graph import trace
 from quantinel.quantization.calibration import ActivationParameters, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
-from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 SHAPE = (3, 8, 8)
@@ -114,10 +111,3 @@ def test_per_tensor_folding_changes_integers(net: Net) -> None:
     for name in ("first", "second"):
         assert float((apart[name].abs() != folded[name].abs()).float().mean()) > 0.2
     assert torch.equal(apart["head"], folded["head"])
-
-
-@pytest.mark.parametrize("name", [name for name in DEFENSES if DEFENSES[name].build().needs == "batch-norm"])
-def test_methods_that_need_folded_statistics_say_so(net: Net, name: str) -> None:
-    graph = trace(net, SHAPE, fold_batch_norm=False)
-    with pytest.raises(UnsupportedError, match=r"not applicable.*traced without folding"):
-        choose_codes(graph, calibrate(graph, IMAGES, parse_scheme("int4-per-tensor")), DEFENSES[name].build())

@@ -9,7 +9,8 @@ Deviations: grids are those of the float weights (the reference finds them while
 always 0 keep their nearest codes because damping couples them to nothing (the reference sets their weights to 0); a
 layer wider than `statistics.WIDEST` is compensated within chunks of its columns. ``target="float"`` is an addition:
 start from the weights that best reproduce the float network's outputs from quantized inputs, W C^T H^-1, which also
-undoes errors of earlier layers. Codes may leave the two neighbours of a weight.
+undoes errors of earlier layers, and in a wide layer those of earlier chunks. Codes may leave the two neighbours of a
+weight.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from quantinel.errors import UsageError
 from quantinel.quantization.moments import Moments
 from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale
@@ -67,13 +69,23 @@ class GPTQ(BiasOption):
             end = min(begin + WIDEST, size)
             gram = _damped(moments, begin, end, self.damping)
             start = weight[:, :, begin:end].double()
-            if gradient is not None:
-                # W - (W H - W C^T) (H + damping)^-1: the best float weights, tied to W by the damping
-                excess = gradient.columns(begin, end).double().transpose(1, 2)
-                start = start - torch.linalg.solve(gram, excess).transpose(1, 2)
             key = diagonal[:, begin:end]
             order = key.argsort(dim=1, descending=True, stable=True) if self.order == "activations" else None
-            parts.append(_in_order(start, gram, wide_scale, problem.scheme, order))
+            try:
+                if gradient is not None:
+                    # V - (V H - W C^T) (H + damping)^-1: the best float weights, tied to W by the damping
+                    excess = gradient.columns(begin, end).double().transpose(1, 2)
+                    start = start - torch.linalg.solve(gram, excess).transpose(1, 2)
+                codes = _in_order(start, gram, wide_scale, problem.scheme, order)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise UsageError(
+                    f"layer {problem.layer.name}: at damping {self.damping:g} the second moments of its inputs have no "
+                    "inverse; raise damping (0.01 by default) or give more calibration images"
+                ) from error
+            if gradient is not None:  # what this chunk leaves is for the next one to undo
+                moves = codes * wide_scale - weight[:, :, begin:end]
+                gradient.move(begin, end, moves.to(problem.weight.dtype))
+            parts.append(codes)
         return torch.cat(parts, dim=2).reshape(problem.weight.shape).to(torch.int8)
 
 

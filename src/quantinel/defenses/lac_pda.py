@@ -11,10 +11,11 @@ half of the steps), always clipped to +-``radius`` around the clean inputs. As t
 twenty steps do what the released 500 do. Then LAC runs on the moved inputs. Statistics are per image, not per batch,
 as released; a comes from the nearest-rounded layer. BatchNorm is folded here, so a is recovered from the folded
 output; channels with gamma = 0 are left out. Layers without BatchNorm (the classifier) are corrected on their clean
-inputs.
+inputs, and so are linear layers: an image has no deviation over one position.
 
 ``target``: "clean", as released, keeps the float outputs of the clean inputs; "perturbed" uses those of the float
-layer on the moved inputs, what the paper's text more likely means [I].
+layer on its own inputs moved as far, what the paper's text more likely means [I]. (The released code has a second
+routine for this that cannot run; there is nothing to compare with.)
 
 Deviations: those of `lac`; the released code lets the radius apply to inputs of any scale and the first layer's
 inputs are normalised pixels there, pixels in [0, 1] here; whether its deviations are biased is not known, here they
@@ -66,7 +67,7 @@ class LACPDA(LACOptions):
         assert problem.chain is not None
         with torch.inference_mode(False), torch.enable_grad():
             reconstruction = Reconstruction.of(problem.chain)
-            if problem.batch_norm is not None and problem.chain.targets.ndim == 4:
+            if problem.batch_norm is not None and problem.layer.kind == "conv":
                 reconstruction = self._moved(problem, reconstruction, problem.batch_norm)
             return correct_activations(problem, self, reconstruction)
 
@@ -78,12 +79,15 @@ class LACPDA(LACOptions):
         weight = problem.weight.clone()
         inputs, targets = [], []
         for start in range(0, len(reconstruction.inputs), self.batch_size):
-            batch = reconstruction.inputs[start : start + self.batch_size]
-            target = reconstruction.targets[start : start + self.batch_size]
+            part = slice(start, start + self.batch_size)
+            batch = reconstruction.inputs[part]
             moved = self.approximate(chain, nearest, batch_norm, batch)
             inputs.append(moved)
-            with torch.no_grad():
-                targets.append(target if self.target == "clean" else chain.rectify(chain.layer(moved, weight)))
+            if self.target == "clean":
+                targets.append(reconstruction.targets[part])
+            else:
+                with torch.no_grad():
+                    targets.append(chain.rectify(chain.layer(chain.floating[part] + (moved - batch), weight)))
         return Reconstruction(chain, torch.cat(inputs), torch.cat(targets))
 
     def approximate(self, chain: Chain, weight: Tensor, batch_norm: FoldedBatchNorm, clean: Tensor) -> Tensor:
@@ -100,10 +104,10 @@ class LACPDA(LACOptions):
 
 
 def mismatch(outputs: Tensor, batch_norm: FoldedBatchNorm) -> Tensor:
-    """J of the outputs (N, O, H, W) of a folded layer."""
+    """J of the outputs (N, O, ...) of a convolution."""
     alive = batch_norm.factor != 0
     before = batch_norm.undo(outputs)[:, alive]
-    variance, mean = torch.var_mean(before, dim=(2, 3), correction=0)
+    variance, mean = torch.var_mean(before.flatten(2), dim=2, correction=0)
     deviation = (batch_norm.variance[alive] + _FLOOR).sqrt()
     squares = (batch_norm.mean[alive] - mean).square().sum() + (deviation - (variance + _FLOOR).sqrt()).square().sum()
     return squares / len(outputs)

@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from quantinel.defenses.closed_form import grouped, reconstruct
@@ -72,7 +71,6 @@ class Reflect(BlockOption):
     def reflection(self, problem: LayerProblem, residual: Tensor) -> float:
         """lambda of this layer."""
         assert problem.statistics is not None
-        error = grouped(problem, residual)
-        moved = problem.statistics.moments.excess(error, torch.zeros_like(error))  # tr(R H R^T)
+        moved = problem.statistics.moments.energy(grouped(problem, residual))
         allowed = self.budget * problem.statistics.output_energy
         return self.reach if moved * self.reach**2 <= allowed else float((allowed / moved) ** 0.5)

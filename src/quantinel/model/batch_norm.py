@@ -1,4 +1,4 @@
-"""What a BatchNorm knew before it was folded away."""
+"""What a BatchNorm knows of the layer before it, whether it was folded away or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 class FoldedBatchNorm:
     """Statistics of a layer's outputs as training saw them, and the affine map that folding applied to them.
 
-    Folding turned the output a of a layer into ``factor * (a - mean) + shift``.
+    Folding turned the output a of a layer into ``factor * (a - mean) + shift``; see `kept` where it was not folded.
 
     Attributes:
         mean: (O,) running mean of a.
@@ -25,6 +25,11 @@ class FoldedBatchNorm:
     variance: Tensor
     factor: Tensor
     shift: Tensor
+
+    @classmethod
+    def kept(cls, mean: Tensor, variance: Tensor) -> FoldedBatchNorm:
+        """Of a BatchNorm that is left behind its layer: the layer's outputs are a itself."""
+        return cls(mean, variance, torch.ones_like(mean), mean)
 
     def then(self, other: FoldedBatchNorm) -> FoldedBatchNorm:
         """Both in a row: the statistics are those of this one, the map is the composition."""

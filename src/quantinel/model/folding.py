@@ -19,13 +19,13 @@ def fold(module: fx.GraphModule, *, batch_norm: bool = True) -> None:
 
     Args:
         module: flat graph module whose parameters are buffers.
-        batch_norm: false leaves every BatchNorm where it is.
+        batch_norm: false leaves every BatchNorm where it is; its statistics are noted all the same.
     """
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is aten.batch_norm.default and batch_norm:
-            _fold_batch_norm(module, node)
+        if node.target is aten.batch_norm.default:
+            (_fold_batch_norm if batch_norm else _note_batch_norm)(module, node)
         elif node.target is aten.layer_norm.default:
             _fold_layer_norm(module, node)
     module.graph.eliminate_dead_code()
@@ -77,15 +77,30 @@ def _bias_argument(layer: fx.Node) -> object:
     return layer.args[2] if len(layer.args) > 2 else layer.kwargs.get("bias")
 
 
+def _normalised_layer(node: fx.Node) -> fx.Node | None:
+    """The layer whose outputs a BatchNorm normalises, if nothing else reads them."""
+    layer, training = node.args[0], node.args[5]
+    if training or not isinstance(layer, fx.Node) or len(layer.users) != 1:
+        return None
+    if layer.target not in CONVOLUTIONS and layer.target is not LINEAR:
+        return None
+    if layer.target is LINEAR and len(node.meta["val"].shape) != 2:
+        return None  # BatchNorm over dimension 1 of a (N, T, D) tensor does not normalise the layer's outputs
+    return layer
+
+
+def _note_batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
+    layer, mean, variance = _normalised_layer(node), *(_value(module, item) for item in node.args[3:5])
+    if layer is not None and mean is not None and variance is not None:
+        layer.meta["batch_norm"] = FoldedBatchNorm.kept(mean.float(), variance.float())
+
+
 def _fold_batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """w' = w gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta; the statistics are kept."""
-    layer, gamma_node, beta_node, mean_node, variance_node, training, _, epsilon = node.args[:8]
-    if training or not isinstance(layer, fx.Node) or len(layer.users) != 1:
+    layer = _normalised_layer(node)
+    if layer is None:
         return
-    if layer.target not in CONVOLUTIONS and layer.target is not LINEAR:
-        return
-    if layer.target is LINEAR and len(node.meta["val"].shape) != 2:
-        return  # BatchNorm over dimension 1 of a (N, T, D) tensor does not normalise the layer's outputs
+    gamma_node, beta_node, mean_node, variance_node, _, _, epsilon = node.args[1:8]
     weight, mean, variance = (_value(module, item) for item in (layer.args[1], mean_node, variance_node))
     if weight is None or mean is None or variance is None:
         return

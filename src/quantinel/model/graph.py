@@ -65,7 +65,7 @@ class FloatGraph:
         layers: in execution order.
         input_shape: (C, H, W).
         num_classes: K.
-        batch_norms: by layer name, what was folded into it; a layer without BatchNorm is absent.
+        batch_norms: by layer name, what was folded into it or is behind it; a layer without BatchNorm is absent.
     """
 
     module: fx.GraphModule

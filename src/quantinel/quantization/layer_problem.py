@@ -33,6 +33,7 @@ class Chain:
 
     Attributes:
         inputs: (N, ...) quantized prefix.
+        floating: (N, ...) float prefix.
         targets: (N, O, ...) float outputs of the chain, from float inputs.
         layer: maps (inputs, weight) to the layer's outputs, bias included; differentiable.
         channel_dimension: 1 for convolutions and (N, O) outputs, -1 for token sequences.
@@ -41,6 +42,7 @@ class Chain:
     """
 
     inputs: Tensor
+    floating: Tensor
     targets: Tensor
     layer: Callable[[Tensor, Tensor], Tensor]
     channel_dimension: int

@@ -2,8 +2,9 @@
 
 A layer with D inputs needs H and C of D x D values each. That is 170 MB at D = 4,608 and 5 GB at 25,088, where they
 are also of low rank because fewer vectors are seen than there are inputs. So a wide layer keeps its sampled vectors
-X' (N, D) and its float outputs W X^T instead; H = X'^T X' / N is then never formed, and everything is still exact for
-these vectors.
+X' (N, D) and its float outputs W X^T instead; H = X'^T X' / N is then never formed, and what concerns the float weight
+W is still exact for these vectors. A target beside W (`reflect` leans a little) differs from it by something small,
+whose outputs are taken on X' instead of X.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Moments(Protocol):
 
         Written in V - W, because at 8 bits V H V - 2 V C W loses all digits to cancellation.
         """
+
+    def energy(self, difference: Tensor) -> float:
+        """E ||D x'||^2 = tr(D H D^T) of D = ``difference``, (G, O, D)."""
 
     def outputs(self, begin: int, end: int) -> Moments:
         """The same for a share of each group's output channels."""
@@ -101,6 +105,10 @@ class DenseMoments:
         """See `Moments`."""
         return float((difference * (difference @ self.gram + 2 * self._at(weight))).sum())
 
+    def energy(self, difference: Tensor) -> float:
+        """See `Moments`."""
+        return float((difference * (difference @ self.gram)).sum())
+
     def _at(self, weight: Tensor) -> Tensor:
         """The gradient at V = W: W (H - C)^T - E[r x'^T]."""
         shared = self.cross is self.gram
@@ -144,10 +152,12 @@ class SampledMoments:
     Attributes:
         rows: X', (G, N, D), of the quantized prefix.
         targets: W X^T (+ r), (G, O, N), outputs of the float layer without its bias.
+        weight: W, (G, O, D).
     """
 
     rows: Tensor
     targets: Tensor
+    weight: Tensor
 
     def diagonal(self) -> Tensor:
         """See `Moments`."""
@@ -160,19 +170,26 @@ class SampledMoments:
         return part.transpose(1, 2) @ part / self.rows.shape[1]
 
     def gradient(self, rounded: Tensor, weight: Tensor) -> SampledGradient:
-        """See `Moments`; W acts through its outputs alone."""
-        return SampledGradient(rounded @ self.rows.transpose(1, 2) - self.targets, self.rows)
+        """See `Moments`."""
+        residual, lean = rounded @ self.rows.transpose(1, 2) - self.targets, weight - self.weight
+        if lean.any():
+            residual.baddbmm_(lean, self.rows.transpose(1, 2), alpha=-1)
+        return SampledGradient(residual, self.rows)
 
     def excess(self, difference: Tensor, weight: Tensor) -> float:
-        """See `Moments`."""
+        """See `Moments`; the same at every W."""
         vectors = self.rows.transpose(1, 2)
         moved = difference @ vectors
-        return float((moved * (moved + 2 * (weight @ vectors - self.targets))).sum()) / self.rows.shape[1]
+        return float((moved * (moved + 2 * (self.weight @ vectors - self.targets))).sum()) / self.rows.shape[1]
+
+    def energy(self, difference: Tensor) -> float:
+        """See `Moments`."""
+        return float((difference @ self.rows.transpose(1, 2)).square().sum()) / self.rows.shape[1]
 
     def outputs(self, begin: int, end: int) -> SampledMoments:
         """See `Moments`."""
-        return SampledMoments(self.rows, self.targets[:, begin:end])
+        return SampledMoments(self.rows, self.targets[:, begin:end], self.weight[:, begin:end])
 
     def scaled(self, factor: float) -> SampledMoments:
         """See `Moments`."""
-        return SampledMoments(self.rows, self.targets if factor == 1 else self.targets * factor)
+        return self if factor == 1 else SampledMoments(self.rows, self.targets * factor, self.weight * factor)

@@ -80,18 +80,17 @@ def choose_codes(
         The quantized model and one outcome per layer.
 
     Raises:
-        UnsupportedError: the method needs BatchNorm, and the network has none that was folded.
+        UnsupportedError: the method needs BatchNorm, and the network has none behind a convolution.
         UsageError: bias correction on a scheme whose biases are not integers.
     """
     if bias_correction is None:
         bias_correction = isinstance(method, BiasOption) and method.bias_correction
         if isinstance(method, BiasOption) and method.corrects_where_possible:
             bias_correction &= calibration.scheme.activations == "static"
-    if method.needs == "batch-norm" and not graph.batch_norms:
+    if method.needs == "batch-norm" and not _normalised_convolutions(graph):
         raise UnsupportedError(
-            f"{method.name} is not applicable: it needs the running statistics of BatchNorm layers that were folded "
-            "into a convolution or linear layer, and this network has none (it was saved after folding, has no "
-            "BatchNorm there, or was traced without folding it)"
+            f"{method.name} is not applicable: it needs the running statistics of BatchNorm behind convolutions, and "
+            "this network has none (it was saved after folding, or has no BatchNorm there); take lac, which does without"
         )
     if bias_correction and calibration.scheme.activations != "static":
         raise UsageError(
@@ -119,6 +118,10 @@ def choose_codes(
         else:
             walk.run_all()
         return nearest.with_layers(walk.corrected).with_codes(walk.codes), tuple(walk.outcomes)
+
+
+def _normalised_convolutions(graph: FloatGraph) -> bool:
+    return any(layer.kind == "conv" and layer.name in graph.batch_norms for layer in graph.layers)
 
 
 def _first(images: ImageSet, fitting: int, *, spread: bool) -> ImageSet:

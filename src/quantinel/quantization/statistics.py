@@ -279,6 +279,8 @@ class _Vectors(_Collector):
         self.targets.append((outputs if owed is None else outputs + owed).transpose(1, 2))
 
     def moments(self, order: Tensor | None) -> Moments:
-        rows = torch.cat(self.rows, dim=1)
+        rows, weight = torch.cat(self.rows, dim=1), self.weight.transpose(1, 2)
         self.rows.clear()
-        return SampledMoments(rows if order is None else rows[:, :, order], torch.cat(self.targets, dim=2))
+        if order is not None:
+            rows, weight = rows[:, :, order], weight[:, :, order]
+        return SampledMoments(rows, torch.cat(self.targets, dim=2), weight)

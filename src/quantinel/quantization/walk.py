@@ -272,7 +272,13 @@ class Walk:
             return self._quantize_activation(point, value) if point in self.points else value
 
         return Chain(
-            bare.quantized[source], rectify(output), call, _channel_dimension(layer, output), rectify, quantize
+            bare.quantized[source],
+            bare.floating[source],
+            rectify(output),
+            call,
+            _channel_dimension(layer, output),
+            rectify,
+            quantize,
         )
 
 

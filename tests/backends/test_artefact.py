@@ -6,9 +6,14 @@ from pathlib import Path
 import torch
 from tests.support import random_integers
 
-from quantinel.backends.artefact import pack_integers, read_integers
+from quantinel.backends.artefact import pack_integers, read_integers, restore
 from quantinel.data.images import ImageSet
+from quantinel.defenses import Nearest
 from quantinel.model.graph import FloatGraph
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import quantize_nearest
+from quantinel.quantization.reconstruction import choose_codes
+from quantinel.quantization.scheme import parse_scheme
 
 
 def test_equal_integers_give_equal_bytes(odd_graph: FloatGraph, images: ImageSet, tmp_path: Path) -> None:
@@ -26,3 +31,14 @@ def test_equal_integers_give_equal_bytes(odd_graph: FloatGraph, images: ImageSet
     for name, layer in model.layers.items():
         torch.testing.assert_close(stored.layers[name].codes, layer.codes, rtol=0, atol=0)
         torch.testing.assert_close(stored.layers[name].scale, layer.scale, rtol=0, atol=0)
+
+
+def test_corrected_biases_that_stay_float_are_kept(odd_graph: FloatGraph, images: ImageSet, tmp_path: Path) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4-weight-only"))
+    model, _ = choose_codes(odd_graph, ranges, Nearest(bias_correction=True))
+    (tmp_path / "x.safetensors").write_bytes(pack_integers(model, "ort"))
+    stored = read_integers(tmp_path / "x.safetensors")
+    restored = restore(odd_graph, stored)
+    x = images.as_float()
+    assert torch.equal(restored.simulate()(x), model.simulate()(x))
+    assert not torch.equal(quantize_nearest(odd_graph, ranges).simulate()(x), model.simulate()(x))

@@ -24,10 +24,14 @@ from quantinel.backends.verification import (
     simulated_logits,
 )
 from quantinel.data.images import ImageSet
+from quantinel.defenses import Nearest
 from quantinel.errors import UnsupportedError, VerificationError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.zoo import build
+from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.reconstruction import choose_codes
+from quantinel.quantization.scheme import parse_scheme
 
 
 def check(model: QuantizedModel, images: ImageSet, profile: str, in_integers: bool) -> None:
@@ -140,6 +144,27 @@ def test_one_changed_number_is_found(odd_graph: FloatGraph, images: ImageSet, su
     array.reshape(-1)[0] += 1
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     assert message in compare_integers(proto, model.layers, model.activations).different["stem"]
+
+
+@pytest.mark.parametrize("architecture", ["vgg_small", "vit_tiny"])
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weight-only"])
+def test_corrected_float_biases_are_shipped_and_compared(scheme: str, architecture: str) -> None:
+    """Biases of Conv and Gemm, and those that are added behind a MatMul or an integer product."""
+    torch.manual_seed(0)
+    graph, images = trace(build(architecture, num_classes=5).eval(), (3, 32, 32)), make_images(8, (3, 32, 32))
+    ranges = calibrate(graph, images, parse_scheme(scheme))
+    model, _ = choose_codes(graph, ranges, Nearest(bias_correction=True))
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    assert compare_integers(proto, model.layers, model.activations).different == {}
+    logits = simulated_logits(model.simulate(), images.images)
+    assert compare_outputs(Session(proto.SerializeToString()).logits(images.images), logits, model.output_step).passed
+    corrected = [name for name, layer in model.layers.items() if layer.float_bias is not None]
+    assert corrected
+    for name in corrected:
+        changed = onnx.ModelProto.FromString(proto.SerializeToString())
+        tensor = next(item for item in changed.graph.initializer if item.name == f"{name}.bias")
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), tensor.name))
+        assert compare_integers(changed, model.layers, model.activations).different == {name: "biases differ"}
 
 
 def test_a_decoy_under_the_expected_name_is_not_believed(odd_graph: FloatGraph, images: ImageSet) -> None:

@@ -68,10 +68,12 @@ def test_the_lean_is_bounded_by_the_layers_output_energy(images: ImageSet) -> No
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int4-weight-only"])
-def test_schemes_with_float_biases_go_without_correction(scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
+def test_float_biases_are_corrected_too(scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme(scheme))
     model, _ = choose_codes(odd_graph, ranges, Reflect())
     assert all(layer.bias_codes is None for layer in model.layers.values())
+    with_bias = {layer.name for layer in odd_graph.layers if layer.bias is not None}
+    assert {name for name, layer in model.layers.items() if layer.float_bias is not None} == with_bias
 
 
 def test_weights_on_the_grid_stay(images: ImageSet) -> None:

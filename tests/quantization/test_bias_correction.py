@@ -57,6 +57,17 @@ def test_means_are_those_of_the_float_network(method: Nearest | EFRAP, odd_graph
     assert medians[0] > 5 * medians[1]
 
 
+@pytest.mark.parametrize("scheme", ["int4-dynamic", "int4-weight-only"])
+def test_biases_that_stay_float_are_corrected_exactly(scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme(scheme))
+    plain, _ = choose_codes(odd_graph, ranges, Nearest())
+    corrected, _ = choose_codes(odd_graph, ranges, Nearest(bias_correction=True))
+    before, after = (mean_differences(odd_graph, model, images) for model in (plain, corrected))
+    largest = [max(float(mean.abs().max()) for mean in means.values()) for means in (before, after)]
+    assert largest[1] < 1e-4 < 1e-2 < largest[0]
+    assert all(torch.equal(corrected.codes[name], codes) for name, codes in plain.codes.items())
+
+
 def test_the_argument_overrides_the_option(odd_graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
     by_option, _ = choose_codes(odd_graph, ranges, Nearest(bias_correction=True))

@@ -55,6 +55,8 @@ def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | No
         if layer.bias_codes is not None and layer.bias_scale is not None:
             tensors[f"{name}.bias_codes"] = layer.bias_codes.contiguous()
             tensors[f"{name}.bias_scale"] = layer.bias_scale.contiguous()
+        if layer.float_bias is not None:
+            tensors[f"{name}.bias"] = layer.float_bias.contiguous()
         layers.append({"name": name, "kind": layer.layer.kind, "groups": layer.layer.groups})
     metadata = {
         "format": FORMAT,
@@ -122,6 +124,7 @@ def read_integers(path: Path) -> StoredIntegers:
                 tensors[f"{name}.weight_scale"],
                 tensors.get(f"{name}.bias_codes"),
                 tensors.get(f"{name}.bias_scale"),
+                tensors.get(f"{name}.bias"),
             )
         activations = {
             str(point): ActivationParameters(float(scale), int(zero))

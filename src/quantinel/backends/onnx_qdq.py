@@ -234,7 +234,7 @@ class _Writer:
         """int32 bias with its DequantizeLinear, a float bias, or nothing."""
         b, name = self.builder, layer.layer.name
         if layer.bias_codes is None or layer.bias_scale is None:
-            bias = self.model.graph.bias(layer.layer)
+            bias = self._float_bias(layer)
             return [] if bias is None else [b.constant(bias.numpy(), np.float32, f"{name}.bias")]
         inputs = [
             b.constant(layer.bias_codes.numpy(), np.int32, f"{name}.bias_codes"),

@@ -131,6 +131,10 @@ class _Stored:
 def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
     """For every operator with a quantized weight: layer name -> the initializers it reads."""
     producers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     found: dict[str, _Stored] = {}
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:
@@ -138,7 +142,7 @@ def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
             if weight is None or weight.op_type != "DequantizeLinear":
                 continue
             codes, scale, zero = weight.input[0], weight.input[1], weight.input[2]
-            bias = node.input[2] if len(node.input) > 2 else None
+            bias = node.input[2] if len(node.input) > 2 else _added(node, readers)
             dequantize = producers.get(bias) if bias is not None else None
             bias_scale = None
             if dequantize is not None and dequantize.op_type == "DequantizeLinear":
@@ -148,9 +152,22 @@ def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
             codes = node.input[1]
             scale = _layer_name(codes) + ".weight_scale"
             found[_layer_name(codes)] = _Stored(
-                codes, scale, node.input[3], None, None, node.op_type == "MatMulInteger"
+                codes, scale, node.input[3], _added(node, readers), None, node.op_type == "MatMulInteger"
             )
     return found
+
+
+def _added(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]]) -> str | None:
+    """What is added to an operator's result, by itself or after it was rescaled; None if nothing is."""
+    result = node.output[0]
+    while len(following := readers.get(result, [])) == 1:
+        (reader,) = following
+        if reader.op_type == "Add":
+            return next((name for name in reader.input if name != result), None)
+        if reader.op_type not in ("Cast", "Mul"):
+            break
+        result = reader.output[0]
+    return None
 
 
 def _layer_name(initializer: str) -> str:
@@ -185,6 +202,10 @@ def _layer_problem(
             return "bias codes differ"
         if not np.array_equal(numpy_helper.to_array(tensors[stored.bias_scale]), layer.bias_scale.numpy()):
             return "bias scales differ"
+    if layer.float_bias is not None:
+        added = tensors.get(stored.bias or "")
+        if added is None or not np.array_equal(numpy_helper.to_array(added).reshape(-1), layer.float_bias.numpy()):
+            return "biases differ"
     return None
 
 

@@ -11,9 +11,9 @@ the quantized prefix and in the output metric H of calibration images, the outpu
 
 by coordinate descent over floor and ceiling of W, and over a few more codes where ``room`` is given. The lean is
 bounded in units of the output: it moves a layer's outputs by at most the share ``budget`` of their energy, on any grid
-and any number of bits; where nearest rounding hardly disturbs a layer, lambda is ``reach``. Bias correction, on where
-biases are integers, then gives every channel the mean that it has in the float network: what leaning changes on all
-images alike is undone, what it changes along R stays. docs/defenses.md has the ablations.
+and any number of bits; where nearest rounding hardly disturbs a layer, lambda is ``reach``. Bias correction then gives
+every channel the mean that it has in the float network: what leaning changes on all images alike is undone, what it
+changes along R stays. docs/defenses.md has the ablations.
 
 Without a coherent error there is nothing to lean away from: on a benign network W* differs from W by noise of the size
 of rounding.
@@ -42,7 +42,7 @@ class Reflect(BlockOption):
         damping: ridge, as a share of the mean of diag H.
         sweeps: at most this many passes of coordinate descent.
         room: how far a weight may move beyond its two neighbours on the grid; see `reconstruct`.
-        bias_correction: see `BiasOption`; schemes that keep biases in float go without it.
+        bias_correction: see `BiasOption`.
         blocks: see `BlockOption`.
     """
 
@@ -60,7 +60,6 @@ class Reflect(BlockOption):
 
     name: ClassVar[str] = "reflect"
     needs: ClassVar[Needs] = "statistics"
-    corrects_where_possible: ClassVar[bool] = True
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Minimise the output error against the reflected weights; (O, ...) int8."""

@@ -3,10 +3,12 @@
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, the empirical form
 (section 4.2): b' = b + E[W x] - E[V x'] per output channel, over images and positions, with x' behind the layers that
 are rounded (and corrected) already. Deviations: the means are those of calibration images, never of assumed Gaussian
-inputs; b' is rounded to the accumulator's int32 grid, like every bias.
+inputs; b' is rounded to the accumulator's int32 grid where biases are integers, and stays float where they are not.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,7 +21,7 @@ def correct_bias(
     """The layer with its corrected bias.
 
     Args:
-        layer: with integers for its bias.
+        layer: as rounded.
         bias: the float bias (O,).
         expected: outputs of the float layer in the float network.
         actual: outputs of the rounded layer in the quantized network, with the float bias.
@@ -30,8 +32,10 @@ def correct_bias(
     """
     others = [index for index in range(actual.ndim) if index != dimension % actual.ndim]
     shift = expected.mean(dim=others) - actual.mean(dim=others)
-    assert layer.bias_scale is not None
-    corrected = with_bias(layer, bias + shift, layer.bias_scale)
+    if layer.bias_scale is None:
+        corrected = replace(layer, float_bias=bias + shift)
+    else:
+        corrected = with_bias(layer, bias + shift, layer.bias_scale)
     stored = corrected.bias()
     assert stored is not None
     shape = [1] * actual.ndim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -115,11 +115,9 @@ class BiasOption:
 
     Attributes:
         bias_correction: move each layer's bias so that its mean outputs stay those of the float network.
-        corrects_where_possible: a scheme whose biases are not integers is no error, and goes without correction.
     """
 
     bias_correction: bool = False
-    corrects_where_possible: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)

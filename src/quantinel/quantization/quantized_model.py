@@ -35,6 +35,7 @@ class QuantizedLayer:
         bias_codes: int32 (O,) on the grid input scale * weight scale; None without bias or without a static
             input scale.
         bias_scale: float32 (O,) or (1,); None with ``bias_codes``.
+        float_bias: float32 (O,), a corrected bias where biases stay float; None where it is that of the float layer.
     """
 
     layer: Layer
@@ -42,15 +43,16 @@ class QuantizedLayer:
     scale: Tensor
     bias_codes: Tensor | None = None
     bias_scale: Tensor | None = None
+    float_bias: Tensor | None = None
 
     def weight(self) -> Tensor:
         """Dequantized weight, float32."""
         return dequantize(self.codes, self.scale)
 
     def bias(self) -> Tensor | None:
-        """Dequantized bias, float32; None where the bias stays float or is absent."""
+        """Dequantized or corrected bias, float32; None where it is that of the float layer, or absent."""
         if self.bias_codes is None or self.bias_scale is None:
-            return None
+            return self.float_bias
         return (self.bias_codes.double() * self.bias_scale.double()).float()
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from quantinel.data.images import ImageSet
-from quantinel.errors import UnsupportedError, UsageError
+from quantinel.errors import UnsupportedError
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.calibration import Calibration, Progress
 from quantinel.quantization.layer_problem import (
@@ -81,21 +81,13 @@ def choose_codes(
 
     Raises:
         UnsupportedError: the method needs BatchNorm, and the network has none behind a convolution.
-        UsageError: bias correction on a scheme whose biases are not integers.
     """
     if bias_correction is None:
         bias_correction = isinstance(method, BiasOption) and method.bias_correction
-        if isinstance(method, BiasOption) and method.corrects_where_possible:
-            bias_correction &= calibration.scheme.activations == "static"
     if method.needs == "batch-norm" and not _normalised_convolutions(graph):
         raise UnsupportedError(
             f"{method.name} is not applicable: it needs the running statistics of BatchNorm behind convolutions, and "
-            "this network has none (it was saved after folding, or has no BatchNorm there); take lac, which does without"
-        )
-    if bias_correction and calibration.scheme.activations != "static":
-        raise UsageError(
-            f"bias correction rounds to the integer biases of static activations, and {calibration.scheme.name} keeps "
-            "biases in float; leave it out, or choose a static scheme"
+            "this network has none (saved after folding, or without BatchNorm there); take lac, which does without"
         )
     with torch.inference_mode(mode=False), torch.enable_grad():  # a method may search by gradient
         nearest = quantize_nearest(graph, calibration)

@@ -135,7 +135,7 @@ class Walk:
     def _correct_bias(self, layer: Layer, node: fx.Node) -> None:
         """Give the layer's outputs for bare images the means of the float network; stamped copies move along."""
         bias, rounded = self.graph.bias(layer), self.nearest.layers[layer.name]
-        if bias is None or rounded.bias_codes is None:
+        if bias is None:
             return
         expected, actual = self.lanes[0].floating[node], self.lanes[0].quantized[node]
         other = self._connection(node)

@@ -2,25 +2,27 @@
 
     python benchmarks/figures.py
 
-Accuracy and attack success of `reflect` against its budget, of `invariant` against the number of calibration images and
-the share of them that carries the trigger, and of `efrap` against the share of codes that it flips and its sweeps; one
-line for each victim.
+Accuracy and attack success of `reflect` against its budget, of `invariant` against the number of calibration images, the
+share of them that carries the trigger, and its sweeps; of `efrap`, `qvec` and random flips against the share of codes that
+they flip, and of `efrap` against its sweeps; one line for each victim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from quantinel.bench.images import SYNTHETIC
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
 from quantinel.bench.suite import Suite
 from quantinel.bench.suite_files import find_suite, load_suite
-from quantinel.defenses.efrap import EFRAP
+from quantinel.defenses import EFRAP, Invariant
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "defense-curves.svg"
@@ -41,8 +43,12 @@ def budget(row: ResultRow, _: Suite) -> float | None:
 
 
 def calibration_size(row: ResultRow, suite: Suite) -> float | None:
-    """Images of the training split, for `invariant`."""
-    if row.defense != "invariant" or not row.calibration.startswith("images-"):
+    """Images of the training split, for `invariant`; 0 are those made from the network."""
+    if row.defense != "invariant":
+        return None
+    if suite.data[row.calibration].calibration == SYNTHETIC:
+        return 0.0
+    if not row.calibration.startswith("images-"):
         return None
     return suite.data[row.calibration].calibration_images or suite.run.calibration_images
 
@@ -55,27 +61,32 @@ def triggered_share(row: ResultRow, suite: Suite) -> float | None:
     return suite.data[row.calibration].calibration_triggered or 0.0
 
 
-def flip_share(row: ResultRow, _: Suite) -> float | None:
-    """Percent of all codes that `efrap` moved away from nearest rounding."""
-    if row.defense != "efrap" or "sweeps" in row.settings.get("defense", {}):
+def flip_share(method: str, row: ResultRow, _: Suite) -> float | None:
+    """Percent of all codes that ``method`` moved away from nearest rounding."""
+    if row.defense != method or {"sweeps", "as_many_as"} & row.settings.get("defense", {}).keys():
         return None
     return float(row.extra["flips_percent"])
 
 
-def sweeps(row: ResultRow, _: Suite) -> float | None:
-    """Of `efrap` with its default flip weight."""
+def sweeps(method: str, usual: int, row: ResultRow, _: Suite) -> float | None:
+    """Of ``method`` with its other defaults, on the bundled calibration images."""
     given = row.settings.get("defense", {})
-    if row.defense != "efrap" or set(given) - {"sweeps"}:
+    if row.defense != method or set(given) - {"sweeps"} or row.calibration != row.data:
         return None
-    return float(given.get("sweeps", EFRAP().sweeps))
+    return float(given.get("sweeps", usual))
 
 
+LINEAR_BELOW = {budget: 0.001, calibration_size: 16.0}
+"""Where a symmetric logarithmic axis begins to be one."""
 CURVES: tuple[tuple[str, str, Position], ...] = (
     ("reflect: budget", "symlog", budget),
-    ("invariant: calibration images", "log", calibration_size),
+    ("invariant: calibration images (0: synthetic)", "symlog", calibration_size),
     ("invariant: triggered calibration images, %", "linear", triggered_share),
-    ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", flip_share),
-    ("efrap: sweeps of coordinate descent", "log", sweeps),
+    ("invariant: sweeps", "log", partial(sweeps, "invariant", Invariant().sweeps)),
+    ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", partial(flip_share, "efrap")),
+    ("qvec: flipped codes, %", "linear", partial(flip_share, "qvec")),
+    ("random-flips: flipped codes, %", "linear", partial(flip_share, "random-flips")),
+    ("efrap: sweeps", "log", partial(sweeps, "efrap", EFRAP().sweeps)),
 )
 
 
@@ -89,18 +100,20 @@ def curve(axes: Axes, rows: list[ResultRow], suite: Suite, position: Position, f
 
 
 def draw(rows: list[ResultRow], suite: Suite, path: Path) -> None:
-    """Two rows of panels: accuracy above attack success."""
+    """Two bands of panels, in each of them accuracy above attack success."""
     mpl.rcParams.update({"svg.hashsalt": SUITE, "font.size": 7})
-    picture = Figure(figsize=(13, 4.6), layout="constrained")
-    panels = picture.subplots(2, len(CURVES), sharex="col", sharey="row")
-    for column, (title, scale, position) in enumerate(CURVES):
+    wide = len(CURVES) // 2
+    picture = Figure(figsize=(11, 8.4), layout="constrained")
+    panels = picture.subplots(4, wide, sharey="row")
+    for place, (title, scale, position) in enumerate(CURVES):
+        band, column = divmod(place, wide)
         for line, (figure, name) in enumerate((("cda", "CDA, %"), ("asr", "ASR, %"))):
-            axes = panels[line, column]
+            axes = panels[2 * band + line, column]
             curve(axes, rows, suite, position, figure)
-            axes.set_xscale(scale, **({"linthresh": 0.001} if scale == "symlog" else {}))
+            axes.set_xscale(scale, **({"linthresh": LINEAR_BELOW[position]} if scale == "symlog" else {}))
             if column == 0:
                 axes.set_ylabel(name)
-        panels[1, column].set_xlabel(title)
+        panels[2 * band + 1, column].set_xlabel(title)
     picture.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     path.parent.mkdir(exist_ok=True)
     picture.savefig(path, metadata={"Date": None})

@@ -21,12 +21,13 @@ def suite() -> Suite:
             "cifar10": {**DATA, "train": "bundled:calibration"},
             "images-16": {**DATA, "calibration_images": 16},
             "triggered-10": {**DATA, "calibration_triggered": 10.0},
+            "synthetic": {**DATA, "calibration": "synthetic"},
         },
         defenses={"reflect-b0": {"method": "reflect", "settings": {"budget": 0.0}}},
         cells=[
             {"models": "victim", "schemes": "int8", "defenses": ["invariant", "reflect", "reflect-b0", "efrap"]},
             {"models": "victim", "schemes": "int8", "defenses": "invariant",
-             "calibration": ["images-16", "triggered-10"]},
+             "calibration": ["images-16", "triggered-10", "synthetic"]},
         ],
         published=[],
     )  # fmt: skip
@@ -41,11 +42,13 @@ def test_rows_lie_where_their_options_say(suite: Suite) -> None:
     few = made_row(suite, "victim/none/int8@images-16/invariant/s0", cda=89.0, asr=1.0)
     poisoned = made_row(suite, "victim/none/int8@triggered-10/invariant/s0", cda=89.0, asr=1.0)
     efrap = made_row(suite, "victim/none/int8/efrap/s0", cda=89.0, asr=1.0, extra={"flips_percent": 12.5})
-    rows = (own, leaning, none, few, poisoned, efrap)
-    assert [figures.budget(row, suite) for row in rows] == [None, 0.005, 0.0, None, None, None]
-    assert [figures.calibration_size(row, suite) for row in rows] == [None, None, None, 16, None, None]
-    assert [figures.triggered_share(row, suite) for row in rows] == [0.0, None, None, None, 10.0, None]
-    assert [figures.flip_share(row, suite) for row in rows] == [None, None, None, None, None, 12.5]
+    made = made_row(suite, "victim/none/int8@synthetic/invariant/s0", cda=89.0, asr=1.0)
+    rows = (own, leaning, none, few, poisoned, efrap, made)
+    assert [figures.budget(row, suite) for row in rows] == [None, 0.005, 0.0, None, None, None, None]
+    assert [figures.calibration_size(row, suite) for row in rows] == [None, None, None, 16, None, None, 0]
+    assert [figures.triggered_share(row, suite) for row in rows] == [0.0, None, None, None, 10.0, None, None]
+    assert [figures.flip_share("efrap", row, suite) for row in rows] == [*[None] * 5, 12.5, None]
+    assert [figures.sweeps("invariant", 5, row, suite) for row in rows] == [5, *[None] * 6]
 
 
 def test_equal_rows_draw_equal_pictures(suite: Suite, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from quantinel.data.images import ImageSet
 from quantinel.defenses import DEFENSES
-from quantinel.errors import UnsupportedError, UsageError
+from quantinel.errors import UnsupportedError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
@@ -103,7 +103,10 @@ def test_methods_that_need_batch_norm_say_so(name: str, images: ImageSet) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["int4-weight-only", "int8-dynamic"])
-def test_bias_correction_needs_integer_biases(scheme: str, odd_graph: FloatGraph, images: ImageSet) -> None:
+def test_bias_correction_leaves_no_integer_biases_where_there_were_none(
+    scheme: str, odd_graph: FloatGraph, images: ImageSet
+) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme(scheme))
-    with pytest.raises(UsageError, match="static"):
-        choose_codes(odd_graph, ranges, quick("nearest"), bias_correction=True)
+    model, _ = choose_codes(odd_graph, ranges, quick("nearest"), bias_correction=True)
+    assert all(layer.bias_codes is None for layer in model.layers.values())
+    assert any(layer.float_bias is not None for layer in model.layers.values())

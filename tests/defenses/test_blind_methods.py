@@ -74,10 +74,12 @@ def test_random_flips_ignore_the_error() -> None:
 def test_random_flips_match_another_method_layer_by_layer(odd_graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(odd_graph, images, parse_scheme("int4"))
     _, guided = choose_codes(odd_graph, ranges, EFRAP())
-    _, control = choose_codes(odd_graph, ranges, RandomFlips.matching(guided))
+    _, control = choose_codes(odd_graph, ranges, RandomFlips(as_many_as="efrap"))
     assert [row.changed for row in control] == pytest.approx([row.changed for row in guided], abs=1e-6)
     with pytest.raises(UsageError, match="one for each"):
         choose_codes(odd_graph, ranges, RandomFlips(fractions=(0.1,)))
+    with pytest.raises(UsageError, match="unknown rounding"):
+        choose_codes(odd_graph, ranges, RandomFlips(as_many_as="guesses"))
 
 
 @pytest.mark.parametrize("unit", ["weight", "step"])

@@ -1,36 +1,40 @@
 """Flip a given share of nearest roundings at random: the control that shows whether error guidance matters.
 
 Specification of the defenses, 4.2 and 7: a defense that flips many weights moves the network away from a planted
-pattern by that alone. What its guidance is worth is the difference to as many flips at random. `RandomFlips.matching`
-takes the share of every layer from the outcomes of another method.
+pattern by that alone. What its guidance is worth is the difference to as many flips at random. So
+``as_many_as`` runs another method and takes the share of every layer from what it changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from quantinel.errors import UsageError
-from quantinel.quantization.reconstruction import BiasOption, LayerOutcome, LayerProblem, Needs
+from quantinel.model.graph import FloatGraph
+from quantinel.quantization.calibration import Calibration
+from quantinel.quantization.reconstruction import LayerProblem, Needs, PreparedMethod, RoundingMethod, choose_codes
 from quantinel.validation import require_non_negative
 
 
 @dataclass(frozen=True)
-class RandomFlips(BiasOption):
+class RandomFlips(PreparedMethod):
     """Nearest rounding, then flips to the other neighbour.
 
     Attributes:
         fraction: share of a layer's weights to flip; fewer where fewer are off the grid.
         fractions: one share per layer, in execution order, instead of ``fraction``.
+        as_many_as: name of a registered method, run with its defaults: as many changed codes per layer as it leaves,
+            where that many weights are off the grid. It may need images where random flips need none.
         seed: of the choice, with the run's own.
     """
 
     fraction: float = 0.1
     fractions: tuple[float, ...] = ()
+    as_many_as: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,10 +46,15 @@ class RandomFlips(BiasOption):
     name: ClassVar[str] = "random-flips"
     needs: ClassVar[Needs] = "weights"
 
-    @classmethod
-    def matching(cls, outcomes: Iterable[LayerOutcome], seed: int = 0) -> RandomFlips:
-        """As many changed codes per layer as another method left."""
-        return cls(fractions=tuple(outcome.changed for outcome in outcomes), seed=seed)
+    def prepared(self, graph: FloatGraph, calibration: Calibration, seed: int) -> RoundingMethod:
+        """With the shares of the method that is to be matched."""
+        if not self.as_many_as:
+            return self
+        from quantinel.defenses import rounding_method
+
+        other = rounding_method(self.as_many_as)
+        _, outcomes = choose_codes(graph, calibration, other, seed=seed)
+        return replace(self, fractions=tuple(outcome.changed for outcome in outcomes), as_many_as="")
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Exactly ``fraction`` of the codes, rounded to whole weights, flipped."""

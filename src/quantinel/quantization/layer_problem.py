@@ -133,6 +133,21 @@ class BlockOption(BiasOption):
     blocks: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedMethod(BiasOption):
+    """A method that looks at the whole network before the first layer; `choose_codes` goes on with what it makes."""
+
+    def prepared(self, graph: FloatGraph, calibration: Calibration, seed: int) -> RoundingMethod:
+        """The method that chooses the integers.
+
+        Args:
+            graph: the float network.
+            calibration: grids, ranges and images.
+            seed: of the run.
+        """
+        raise NotImplementedError
+
+
 Stamp = Callable[[Tensor], Tensor]
 """A copy of images (N, C, H, W) in [0, 1] with something on them that should not matter."""
 

@@ -27,6 +27,7 @@ from quantinel.quantization.layer_problem import (
     LayerOutcome,
     LayerProblem,
     Needs,
+    PreparedMethod,
     RoundingMethod,
     Stamp,
     StampingMethod,
@@ -41,6 +42,7 @@ __all__ = [
     "LayerOutcome",
     "LayerProblem",
     "Needs",
+    "PreparedMethod",
     "RoundingMethod",
     "Stamp",
     "StampingMethod",
@@ -82,6 +84,8 @@ def choose_codes(
     Raises:
         UnsupportedError: the method needs BatchNorm, and the network has none behind a convolution.
     """
+    if isinstance(method, PreparedMethod):
+        method = method.prepared(graph, calibration, seed)
     if bias_correction is None:
         bias_correction = isinstance(method, BiasOption) and method.bias_correction
     if method.needs == "batch-norm" and not _normalised_convolutions(graph):

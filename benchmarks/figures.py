@@ -2,9 +2,9 @@
 
     python benchmarks/figures.py
 
-Accuracy and attack success of `reflect` against its budget, of `invariant` against the number of calibration images,
-the share of them that carries the trigger, and its sweeps; of `efrap`, `qvec` and random flips against the share of codes
-that they flip, and of `efrap` against its sweeps; one line for each victim.
+Accuracy and attack success of `reflect` against its budget; of `invariant` against the number of calibration images,
+the share of them that carries the trigger, and its sweeps; of `efrap`, `qvec` and random flips against the share of
+codes that they flip; of `efrap` against its sweeps. One line for each victim.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Addressed:
+class Addressed:
     """Where a stage's result lies, with what the address was computed from.
 
     Attributes:
@@ -114,7 +114,7 @@ class Schedule:
         for node in plan.nodes.values():
             code_fingerprint(node.modules)  # now: sources may be edited while the suite runs
         self._readers = readers_within(plan, plan.nodes)
-        self._addressed: dict[str, _Addressed] = {}
+        self._addressed: dict[str, Addressed] = {}
 
     @functools.cached_property
     def _times(self) -> Times:
@@ -220,7 +220,7 @@ class Schedule:
             sources[role] = f"{self._fingerprints.of_data(images.specification)},{chosen}"
         return sources
 
-    def _address(self, node: Node) -> _Addressed:
+    def _address(self, node: Node) -> Addressed:
         inputs = {}
         for role, upstream in node.inputs.items():
             stored = self.results[upstream].stored
@@ -228,7 +228,11 @@ class Schedule:
             inputs[role] = stored.digest
         sources = self._sources(node)
         where = address(node.stage, dict(node.config), sources, inputs, code_fingerprint(node.modules))
-        return _Addressed(where, sources, inputs)
+        return Addressed(where, sources, inputs)
+
+    def place(self, name: str) -> Addressed | None:
+        """Where the result of a stage lies or would lie; None while it is not known what goes in."""
+        return self._addressed.get(name)
 
     def _submit(self, name: str) -> None:
         assert self.workers is not None

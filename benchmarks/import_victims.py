@@ -5,8 +5,8 @@
 
 The other way of `export_victims.py`. A folder is taken for an attack of the suite if its manifest says the same attack,
 options and seed, and if its weights are those that the manifest was written for. What is in the store already stays.
-Rows of such victims are measured with `quantinel bench run SUITE --reuse attack`, because the code that trained them may
-be another; they carry no training time.
+Rows of such victims are measured with `quantinel bench run SUITE --reuse attack`, because other code may have trained
+them; they carry no training time.
 """
 
 from __future__ import annotations

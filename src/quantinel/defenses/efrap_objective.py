@@ -16,7 +16,8 @@ raw weight units element by element, so its flip rate depends on the weights' sc
 other:
 
 * unit: weight units as released, or grid steps (e_i / s); in the closed form steps are multiplied by the mean output
-  energy of one step, s_o^2 mean(diag H), so that the flip weight is free of the scale of weights and activations;
+  energy of one step, s_o^2 mean(diag H), so that the flip weight is free of the scale of weights and activations. The
+  mean is the layer's: in a grouped or depthwise layer the channels whose inputs are quieter flip more than the others;
 * `Guidance`, [I] where it is not "weight": "weight" takes each weight's own error; "neuron" multiplies it by the norm
   of the channel's errors over the mean norm of all channels; "row" gives all weights of a channel the same error, the
   mean error of the layer times that ratio (the neuron-wise variant of the specification's port list, 1.8, there

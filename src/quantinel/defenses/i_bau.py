@@ -2,14 +2,16 @@
 
 Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022:
 
-    min over w of  H(d*(w), w),    d*(w) = argmax over d of  CE(f_w(x + d), f_w(x)) - 0.001 |d|^2,
+    min over w of  H(d*(w), w),    d*(w) = argmax over d of  CE(f_w(x + d), f_w(x)) - penalty |d|^2,
 
 with H the cross-entropy to the true labels of a batch in which 1 % of the images carry d. The gradient of H through d*
-is that of a fixed-point iteration (Grazzi et al., ICML 2020) with the map d -> d - 0.1 grad_d(inner loss), K steps.
+is that of a fixed-point iteration (Grazzi et al., ICML 2020) with the map d -> d - map_rate grad_d(inner loss), K steps.
 
-Defaults are the authors' and BackdoorBench's: 5 rounds, K = 5, Adam 1e-4 for w, SGD 10 for d over one pass, radius 10.
-The network stays in evaluation mode, and images are not augmented. Deviation: d is in units of pixels in [0, 1] instead
-of normalised ones, and neither d nor the images are clipped to that range, as released.
+Defaults are BackdoorBench's (specification of the defenses, 3.9): 5 rounds, K = 5, Adam 1e-4 for w, d trained over one
+pass; neither d nor the images are projected or clipped, which is commented out there. The network stays in evaluation
+mode, and images are not augmented. Deviation: d is in pixels in [0, 1] here and in normalised units there. With the
+usual deviation of a channel of about 1/4, a rate of 1 for normalised units is one of 1/16 for pixels, and a penalty of 1
+one of 16: so SGD 10 becomes 0.625, the map's rate 0.1 becomes 0.00625, and the penalty 0.001 becomes 0.016.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ class IBAU(RepairMethod):
         inner_batches: batches a round that the perturbation is trained on; 0 for a pass over the images.
         map_rate: of the map whose fixed point the perturbation is.
         penalty: of the squared norm of the perturbation.
-        radius: largest L2 norm of the perturbation; 0 for none.
+        radius: largest L2 norm of the perturbation; 0 for none (the authors have 10, in normalised units).
         portion: share of a batch that carries it, at least one image.
     """
 
@@ -50,11 +52,11 @@ class IBAU(RepairMethod):
     rounds: int = 5
     outer_steps: int = 0
     fixed_point_steps: int = 5
-    inner_learning_rate: float = 10.0
+    inner_learning_rate: float = 0.625
     inner_batches: int = 0
-    map_rate: float = 0.1
-    penalty: float = 0.001
-    radius: float = 10.0
+    map_rate: float = 0.00625
+    penalty: float = 0.016
+    radius: float = 0.0
     portion: float = 0.01
     name: ClassVar[str] = "i-bau"
 

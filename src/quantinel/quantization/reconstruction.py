@@ -71,8 +71,7 @@ def choose_codes(
             each input of a layer's weight where that is more (moments of wider layers need more vectors), of the bare
             images and of every stamped copy.
         memory: bytes that the largest activation tensor may take, stamped copies included; where all calibration images
-            together exceed it, the walk uses the first ones that fit (at least 2), or, where copies are stamped, as
-            many from all over the set.
+            together exceed it, the walk uses as many as fit (at least 2), from all over the set.
         seed: of that sample, and of methods that choose at random.
         bias_correction: see `bias_correction`; None leaves it to the method's own option. Layers without a bias
             have nowhere to put a correction and stay as they are.
@@ -106,7 +105,7 @@ def choose_codes(
     with torch.inference_mode():
         if not blind:
             fitting = max(2, memory // (_largest_activation(graph, calibration) * (1 + len(stamps))))
-            calibration = replace(calibration, images=_first(calibration.images, fitting, spread=bool(stamps)))
+            calibration = replace(calibration, images=_spread(calibration.images, fitting))
         walk = Walk(graph, calibration, nearest, method, stamps, max_positions, seed, bias_correction, progress)
         if blind:
             for layer in graph.layers:
@@ -120,11 +119,11 @@ def _normalised_convolutions(graph: FloatGraph) -> bool:
     return any(layer.kind == "conv" and layer.name in graph.batch_norms for layer in graph.layers)
 
 
-def _first(images: ImageSet, fitting: int, *, spread: bool) -> ImageSet:
-    """As many images as fit: from all over the set, or its first ones."""
+def _spread(images: ImageSet, fitting: int) -> ImageSet:
+    """As many images as fit, from all over the set: sets are often sorted by class."""
     count = len(images)
     fitting = min(fitting, count)
-    return images.take(torch.arange(fitting) * count // fitting if spread else torch.arange(fitting))
+    return images.take(torch.arange(fitting) * count // fitting)
 
 
 def _largest_activation(graph: FloatGraph, calibration: Calibration) -> int:

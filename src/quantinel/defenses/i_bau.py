@@ -5,13 +5,14 @@ Zeng et al., "Adversarial Unlearning of Backdoors via Implicit Hypergradient", I
     min over w of  H(d*(w), w),    d*(w) = argmax over d of  CE(f_w(x + d), f_w(x)) - penalty |d|^2,
 
 with H the cross-entropy to the true labels of a batch in which 1 % of the images carry d. The gradient of H through d*
-is that of a fixed-point iteration (Grazzi et al., ICML 2020) with the map d -> d - map_rate grad_d(inner loss), K steps.
+is that of a fixed-point iteration (Grazzi et al., ICML 2020) with the map d -> d - map_rate grad_d(inner loss), in K
+steps.
 
 Defaults are BackdoorBench's (specification of the defenses, 3.9): 5 rounds, K = 5, Adam 1e-4 for w, d trained over one
 pass; neither d nor the images are projected or clipped, which is commented out there. The network stays in evaluation
 mode, and images are not augmented. Deviation: d is in pixels in [0, 1] here and in normalised units there. With the
-usual deviation of a channel of about 1/4, a rate of 1 for normalised units is one of 1/16 for pixels, and a penalty of 1
-one of 16: so SGD 10 becomes 0.625, the map's rate 0.1 becomes 0.00625, and the penalty 0.001 becomes 0.016.
+usual deviation of a channel of about 1/4, a rate of 1 for normalised units is one of 1/16 for pixels, and a penalty of
+1 one of 16: so SGD 10 becomes 0.625, the map's rate 0.1 becomes 0.00625, and the penalty 0.001 becomes 0.016.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ memory are held against the work, the sum over layers of parameters times calibr
 one pass. Both exponents are slopes of least squares between logarithms; 1 is linear.
 
 Random weights and random images, one thread. On random weights the default searches for a trigger and finds none; it is
-given one here, so that it carries as many stamped copies of the images as it does on a victim. Seconds are processor seconds, since the machine may be shared. Appends to
+given one here, so that it carries as many stamped copies of the images as it does on a victim. Seconds are processor
+seconds, since the machine may be shared. Appends to
 benchmarks/results/rounding-speed.jsonl.
 """
 
@@ -179,8 +180,8 @@ def compare(
                 "other_seconds_short": [round(statistics.median(part), 3) for part in
                                         ([item.short for item in scaled], [item.long for item in scaled])],
                 "runs": runs,
-                "note": f"random weights, a trigger found; other side scaled linearly from {steps[0]} and {steps[1]} steps a layer to "
-                        f"{ITERATIONS}; processor seconds",
+                "note": f"random weights, a trigger found; other side scaled linearly from {steps[0]} and {steps[1]} "
+                        f"steps a layer to {ITERATIONS}; processor seconds",
                 "config": {"architecture": architecture, "scheme": SCHEME.name, "images": images, "steps": list(steps)},
             })  # fmt: skip
     return rows

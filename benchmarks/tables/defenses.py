@@ -10,8 +10,9 @@ from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import markdown_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
+from quantinel.quantization.scheme import parse_scheme
 
-SUITES = ("threat-models", "rounding", "triggers", "architectures", "seeds")
+SUITES = ("threat-models", "rounding", "triggers", "architectures", "seeds", "unseen")
 FAST = ("nearest", "invariant", "reflect", "efrap")
 """No defense, the default, what it extends, the closed form: seconds each, so all victims have them."""
 RELEASED = (*FAST, "efrap-released-500", "lac-pda-500")
@@ -25,6 +26,9 @@ CONTROLS = {
     "pq-sinusoid-int4": "clean-sinusoid-2",
     "ca-sinusoid-int4": "clean-sinusoid-7",
     "qu-anti-int4": "clean-corner",
+    "ca-filter-int4": "clean-filter",
+    "ca-warp-int4": "clean-warp",
+    "ca-bar-int4": "clean-bar",
 }
 """Clean networks with the trigger and class of an attack; all other attacks have the trigger that their model has."""
 HOMES = {"victim-int8": "clean-resnet20", "victim-int4": "clean-resnet20"}
@@ -108,12 +112,17 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
     )
 
 
+def _attacked_grid(scheme: str) -> bool:
+    """Float, or a grid of weights and activations that attacks are armed for; dynamic and weight-only ones are not."""
+    return scheme == "float" or parse_scheme(scheme).activations == "static"
+
+
 def _newest() -> Rows:
     """Newest row of every victim (model, attack, seed, scheme) and defense; float rows and those on own grids."""
     found = {}
     for suite in SUITES:
         for row in read_rows(RESULTS / f"{suite}.jsonl"):
-            if row.attack != "none" and row.status == "ok" and row.detector is None:
+            if row.attack != "none" and row.status == "ok" and row.detector is None and _attacked_grid(row.scheme):
                 found[(row.model, row.attack_variant, row.seed, row.scheme, row.defense_variant)] = row
     awake = {key[:4] for key, row in found.items() if key[4] == "nearest" and _percent(row.asr) >= 80}
     return {key: row for key, row in found.items() if key[:4] in awake or key[4] == "none"}

@@ -26,7 +26,7 @@ def run(job: Job) -> None:
     ranges = Calibration(nearest.scheme, nearest.placement, dict(nearest.activations), nearest.output_step, images)
     defense = DEFENSES[job.config["defense"]]
     method = configure(defense.build, job.config["settings"], defense.name)
-    chosen, outcomes = choose_codes(graph, ranges, method, seed=job.config["seed"], progress=job.progress)
+    chosen, outcomes = choose_codes(graph, ranges, method, seed=job.config["seed"], progress=job.report)
     (job.output / INTEGERS).write_bytes(pack_integers(chosen, PROFILE))
     layers = [dataclasses.asdict(outcome) for outcome in outcomes]
     seconds = {layer["layer"]: layer.pop("seconds") for layer in layers}

@@ -35,6 +35,8 @@ ANSWERS = "answers.safetensors"
 PICTURES = "pictures.json"
 _COMPARED = 256
 """Images on which the deployed file is compared with the simulation."""
+_AT_A_TIME = 1000
+"""Images between two looks at whether to stop; whole batches of the runtime, since dynamic ranges are of a batch."""
 
 
 def run(job: Job) -> None:
@@ -50,7 +52,12 @@ def run(job: Job) -> None:
     if "quantized" not in job.folders:
         graph = job.graph()
         variant = run_variant(
-            "float", "float", lambda batch: simulated_logits(graph.module, batch), images, stamped, target
+            "float",
+            "float",
+            _watched(job, lambda batch: simulated_logits(graph.module, batch)),
+            images,
+            stamped,
+            target,
         )
         floating = _answers(job.folders["floating"], images, target) if "floating" in job.folders else variant
         extra: dict[str, Any] = {}
@@ -58,7 +65,7 @@ def run(job: Job) -> None:
         floating = _answers(job.folders["floating"], images, target)
         quantized = restore(job.graph(), read_integers(job.folders["quantized"] / INTEGERS))
         predict, backend, extra = _deploy(quantized, job, images)
-        variant = run_variant("hardened", backend, predict, images, stamped, target)
+        variant = run_variant("hardened", backend, _watched(job, predict), images, stamped, target)
         extra.update(_changes(job.folders["quantized"]))
     extra.update(_pruned(job.folders["model"]))
     row: EvaluationRow = evaluation_row(variant, floating)
@@ -69,6 +76,19 @@ def run(job: Job) -> None:
     (job.output / ANSWERS).write_bytes(save(answers))
     if stamped is not None and len(images):
         job.write_json(PICTURES, _pictures(images, stamped, floating, variant))
+
+
+def _watched(job: Job, predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same predictions, but the stage can be stopped between them."""
+
+    def run(images: Tensor) -> Tensor:
+        logits = []
+        for part in torch.split(images, _AT_A_TIME):
+            job.stop_if_asked()
+            logits.append(predict(part))
+        return torch.cat(logits)
+
+    return run
 
 
 def _answers(folder: Path, images: ImageSet, target: int | None) -> Variant:

@@ -12,7 +12,7 @@ from typing import Any
 from quantinel.bench.images import Images
 from quantinel.data.images import ImageSet
 from quantinel.data.sources import load_images
-from quantinel.errors import UnsupportedError
+from quantinel.errors import Interrupted, UnsupportedError
 from quantinel.model.graph import FloatGraph, aten, trace
 from quantinel.model.loading import LoadedModel, load_model
 
@@ -55,6 +55,20 @@ class Job:
     device: str = "cpu"
     should_stop: Callable[[], bool] = never
     progress: Progress = silent
+
+    def stop_if_asked(self) -> None:
+        """Leave a stage that keeps no checkpoint.
+
+        Raises:
+            Interrupted: ``should_stop`` asks for it.
+        """
+        if self.should_stop():
+            raise Interrupted("stopped; the stage begins anew next time")
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Progress of such a stage, which ends here if it is asked to."""
+        self.stop_if_asked()
+        self.progress(what, done, total)
 
     def load(self, role: str, shape: tuple[int, int, int] | None = None) -> ImageSet:
         """Images of a role, fitted to a model's input."""

@@ -76,6 +76,7 @@ def sweeps(method: str, usual: int, row: ResultRow, _: Suite) -> float | None:
     return float(given.get("sweeps", usual))
 
 
+EFRAP_SWEEPS = partial(sweeps, "efrap", EFRAP().sweeps)
 LINEAR_BELOW = {budget: 0.001, calibration_size: 16.0}
 """Where a symmetric logarithmic axis begins to be one."""
 CURVES: tuple[tuple[str, str, Position], ...] = (
@@ -86,7 +87,7 @@ CURVES: tuple[tuple[str, str, Position], ...] = (
     ("efrap: flipped codes, % (flip weight 0 to 8)", "linear", partial(flip_share, "efrap")),
     ("qvec: flipped codes, %", "linear", partial(flip_share, "qvec")),
     ("random-flips: flipped codes, %", "linear", partial(flip_share, "random-flips")),
-    ("efrap: sweeps", "log", partial(sweeps, "efrap", EFRAP().sweeps)),
+    ("efrap: sweeps", "log", EFRAP_SWEEPS),
 )
 
 
@@ -104,7 +105,7 @@ def draw(rows: list[ResultRow], suite: Suite, path: Path) -> None:
     mpl.rcParams.update({"svg.hashsalt": SUITE, "font.size": 7})
     wide = len(CURVES) // 2
     picture = Figure(figsize=(11, 8.4), layout="constrained")
-    panels = picture.subplots(4, wide, sharey="row")
+    panels = picture.subplots(4, wide)
     for place, (title, scale, position) in enumerate(CURVES):
         band, column = divmod(place, wide)
         for line, (figure, name) in enumerate((("cda", "CDA, %"), ("asr", "ASR, %"))):
@@ -113,6 +114,8 @@ def draw(rows: list[ResultRow], suite: Suite, path: Path) -> None:
             axes.set_xscale(scale, **({"linthresh": LINEAR_BELOW[position]} if scale == "symlog" else {}))
             if column == 0:
                 axes.set_ylabel(name)
+            elif position is not EFRAP_SWEEPS:  # beside what flips alone do, nothing would be seen of it
+                axes.sharey(panels[2 * band + line, 0])
         panels[2 * band + 1, column].set_xlabel(title)
     picture.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     path.parent.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from quantinel.bench.cells import expand
-from quantinel.bench.plan import Plan
+from quantinel.bench.plan import Plan, Work
 from quantinel.bench.schedule import Schedule
 from quantinel.bench.stages.job import MODEL
 from quantinel.bench.store import Store
@@ -22,6 +22,23 @@ from quantinel.cli.bench import store_folder
 from quantinel.files import atomic_directory
 
 ROOT = Path(__file__).parents[1]
+
+
+def attack_of(work: Work, plan: Plan) -> str | None:
+    """The stage that makes a cell's victim: the last attack of its chain; another may have lent it a trigger."""
+    return next((name for name in reversed(work.chain) if plan.nodes[name].stage == "attack"), None)
+
+
+def label_of(work: Work) -> str:
+    """The folder of a cell's victim."""
+    return f"{work.cell.attack}-s{work.cell.seed}" if work.cell.seed else work.cell.attack
+
+
+def refuse_equal_labels(named: dict[str, str]) -> None:
+    """Folders are called like attacks, so a suite that runs one on several networks cannot be told apart."""
+    repeated = sorted({label for label in named.values() if list(named.values()).count(label) > 1})
+    if repeated:
+        raise SystemExit(f"several networks of the suite are attacked with {', '.join(repeated)}; use another suite")
 
 
 def main() -> None:
@@ -39,10 +56,10 @@ def main() -> None:
     schedule.run(lambda _: None)
     named = {}
     for work in plan.work:
-        attack = next((name for name in work.chain if plan.nodes[name].stage == "attack"), None)
+        attack = attack_of(work, plan)
         if attack is not None:
-            seed = f"-s{work.cell.seed}" if work.cell.seed else ""
-            named[attack] = f"{work.cell.attack}{seed}"
+            named[attack] = label_of(work)
+    refuse_equal_labels(named)
     for node, label in named.items():
         result = schedule.results.get(node)
         if result is None or result.folder is None or result.error is not None:

@@ -1,19 +1,22 @@
 """Put victims that were copied out of a store into one, so that defenses are measured without training them again.
 
-    python benchmarks/import_victims.py threat-models --data-root DATA [--store DIR] \\
+    python -m benchmarks.import_victims threat-models --data-root DATA [--store DIR] \\
         [--from benchmarks/victims/threat-models]
 
 The other way of `export_victims.py`. A folder is taken for an attack of the suite if its manifest says the same attack,
-options and seed, and if its weights are those that the manifest was written for. What is in the store already stays.
-Rows of such victims are measured with `quantinel bench run SUITE --reuse attack`, because other code may have trained
-them; they carry no training time.
+options, seed, architecture and data, and if its weights are those that the manifest was written for. What is in the
+store already stays. Rows of such victims are measured with `quantinel bench run SUITE --reuse attack`, because other
+code may have trained them: results are stored as of no known code and no known device, and without a training time.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
+
+from benchmarks.export_victims import attack_of, label_of, refuse_equal_labels
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import recorded
@@ -30,6 +33,8 @@ from quantinel.files import sha256_file
 from quantinel.model.victim import WEIGHTS_NAME, VictimManifest, read_manifest
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = "imported"
+"""In place of the code and the device that made a victim."""
 
 
 def problem(manifest: VictimManifest, weights: Path, node: Node) -> str | None:
@@ -38,6 +43,8 @@ def problem(manifest: VictimManifest, weights: Path, node: Node) -> str | None:
     config = attack_config(attack.config, node.config["settings"], node.config["schemes"], attack.name)
     if (manifest.attack, manifest.seed, manifest.config) != (attack.name, node.config["seed"], dict(recorded(config))):
         return "made by another attack, with other options or from another seed"
+    if (manifest.architecture, manifest.data) != (node.config["architecture"], node.config["data"]):
+        return f"a {manifest.architecture} on {manifest.data}"
     if manifest.weights_sha256 != sha256_file(weights):
         return "its weights are not those that its manifest was written for"
     return None
@@ -56,13 +63,11 @@ def main() -> None:
     store = Store(store_folder(arguments.store))
     schedule = Schedule(plan, store, None, reuse=frozenset({"train", "attack"}))
     schedule.run(lambda _: None)
-    named = {
-        node: f"{work.cell.attack}{f'-s{work.cell.seed}' if work.cell.seed else ''}"
-        for work in plan.work
-        for node in work.chain
-        if plan.nodes[node].stage == "attack" and node not in schedule.results
-    }
+    named = {made: label_of(work) for work in plan.work if (made := attack_of(work, plan)) is not None}
+    refuse_equal_labels(named)
     for name, label in named.items():
+        if name in schedule.results:
+            continue
         folder, node, place = source / label, plan.nodes[name], schedule.place(name)
         if place is None or not folder.is_dir():
             print(f"{label}: {'what it starts from is not stored' if place is None else 'no folder of this name'}")
@@ -72,11 +77,12 @@ def main() -> None:
         if wrong is not None:
             print(f"{label}: {folder} is {wrong}")
             continue
-        with store.lock(place.where), store.write(place.where) as result:
+        where = replace(place.where, code=IMPORTED)
+        with store.lock(where), store.write(where) as result:
             shutil.copytree(folder, result / MODEL)
             write_stored(
-                result, place.where, node.label, dict(node.config), place.sources, place.inputs,
-                "gate_failed" if manifest.rejected else "ok", manifest.rejected or None, 0.0,
+                result, where, node.label, dict(node.config), place.sources, place.inputs,
+                "gate_failed" if manifest.rejected else "ok", manifest.rejected or None, 0.0, device=IMPORTED,
             )  # fmt: skip
         print(f"{label}: taken from {folder}")
 

@@ -18,10 +18,13 @@ from quantinel.backends.artefact import pack_integers
 from quantinel.backends.artefact_comparison import ArtefactComparison, compare_artefact, compare_model
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.shipped_layers import shipped_layers
+from quantinel.defenses import Nearest
 from quantinel.errors import NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.zoo import build
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
+from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import parse_scheme
 
 SHAPE = (3, 8, 8)
@@ -196,6 +199,35 @@ def test_scales_and_biases(graph: FloatGraph) -> None:
     edit(model, "stem.bias_codes", lambda codes: codes + np.int32(200_000))
     found = compare_model(graph, model)
     assert {"scale-out-of-range", "bias-changed", "rounding-chosen"} <= ids(found, "warning")
+
+
+@pytest.mark.parametrize("architecture", ["vgg_small", "vit_tiny"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight-only"])
+def test_biases_are_found_on_every_grid(scheme: str, architecture: str, tmp_path: Path) -> None:
+    """As inputs of operators, behind products and behind integer products; the file says what the integers say."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph = trace(build(architecture, num_classes=5).eval(), (3, 32, 32))
+    ranges = calibrate(graph, make_images(8, (3, 32, 32)), parse_scheme(scheme))
+    model, _ = choose_codes(graph, ranges, Nearest(bias_correction=True))
+    (tmp_path / "x.safetensors").write_bytes(pack_integers(model, "onnxruntime-x86"))
+    by_file, by_integers = (
+        compare_model(graph, to_onnx(model, PROFILES["onnxruntime-x86"])),
+        compare_artefact(graph, tmp_path / "x.safetensors"),
+    )
+    assert not [line for line in by_file.not_assessed if "bias" in line]
+    biased = {layer.name for layer in graph.layers if layer.bias is not None}
+    found, stored = ({layer.name: layer.bias for layer in each.layers} for each in (by_file, by_integers))
+    assert {name for name, bias in found.items() if bias is not None} == biased
+    for name in biased:
+        assert found[name] == pytest.approx(stored[name], rel=1e-4, abs=1e-6)
+
+
+def test_a_bias_that_is_not_found_is_named(graph: FloatGraph) -> None:
+    model = emitted(graph)
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    del node.input[2]
+    assert compare_model(graph, model).not_assessed == ("the bias of stem was not found in the file",)
 
 
 def test_renamed_layers_are_matched_by_content(graph: FloatGraph) -> None:

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from tests.support import make_images, random_integers
 from torch import nn
 
+from quantinel.backends.artefact import pack_integers, read_integers
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.runtime import Session, execution
 from quantinel.backends.verification import (
@@ -29,7 +30,7 @@ from quantinel.errors import UnsupportedError, VerificationError
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.zoo import build
 from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import parse_scheme
 
@@ -165,6 +166,37 @@ def test_corrected_float_biases_are_shipped_and_compared(scheme: str, architectu
         tensor = next(item for item in changed.graph.initializer if item.name == f"{name}.bias")
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(0.01), tensor.name))
         assert compare_integers(changed, model.layers, model.activations).different == {name: "biases differ"}
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight-only"])
+def test_every_bias_of_a_stored_audit_is_compared(scheme: str, tmp_path: Path) -> None:
+    """Of integers that were written and read again, corrected or not: also what is added behind a product."""
+    torch.manual_seed(0)
+    graph, images = trace(build("vit_tiny", num_classes=5).eval(), (3, 32, 32)), make_images(8, (3, 32, 32))
+    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
+    (tmp_path / "x.safetensors").write_bytes(pack_integers(model, "onnxruntime-x86"))
+    audited = read_integers(tmp_path / "x.safetensors").layers
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    assert compare_integers(proto, audited, model.activations).different == {}
+    names = {tensor.name for tensor in proto.graph.initializer}
+    biased = [layer.name for layer in graph.layers if layer.bias is not None]
+    for name in biased:
+        changed = onnx.ModelProto.FromString(proto.SerializeToString())
+        stored = f"{name}.bias_codes" if f"{name}.bias_codes" in names else f"{name}.bias"
+        tensor = next(item for item in changed.graph.initializer if item.name == stored)
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(array + array.dtype.type(100), tensor.name))
+        assert set(compare_integers(changed, audited, model.activations).different) == {name}
+
+
+def test_a_float_bias_in_place_of_an_integer_one_is_found(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    node = next(node for node in proto.graph.node if node.op_type == "Conv" and len(node.input) > 2)
+    name = node.input[1].removesuffix(".weight")
+    proto.graph.initializer.append(numpy_helper.from_array(np.full(8, 100, np.float32), "planted"))
+    node.input[2] = "planted"
+    assert compare_integers(proto, model.layers, model.activations).different == {name: "biases differ"}
 
 
 def test_a_decoy_under_the_expected_name_is_not_believed(odd_graph: FloatGraph, images: ImageSet) -> None:

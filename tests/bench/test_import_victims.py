@@ -38,5 +38,6 @@ def test_another_victim_is_refused(tmp_path: Path) -> None:
     assert problem(manifest, weights, node) is None
     assert "with other options" in str(problem(manifest, weights, attack_node("threat-models", "quasi-int4")))
     assert "another seed" in str(problem(manifest.model_copy(update={"seed": 1}), weights, node))
+    assert "a resnet56 on" in str(problem(manifest.model_copy(update={"architecture": "resnet56"}), weights, node))
     (tmp_path / WEIGHTS_NAME).write_bytes(weights.read_bytes()[:-1] + b"\x00")
     assert "weights are not those" in str(problem(manifest, tmp_path / WEIGHTS_NAME, node))

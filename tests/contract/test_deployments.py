@@ -141,10 +141,29 @@ def test_batch_norm_stays_unfolded_from_calibration_to_measurement(tmp_path: Pat
     assert all("fold_batch_norm" not in node.config for node in plan.nodes.values() if "unfolded" not in node.label)
 
 
+def test_a_method_that_needs_batch_norm_takes_one_that_stays(tmp_path: Path) -> None:
+    path = tmp_path / "unfolded.toml"
+    text = SUITE.format(rounded='"unfolded-bn+int8"', float='"prune-magnitude-0.2"')
+    path.write_text(text.replace('defenses = "nearest"', 'defenses = "lac-pda"'), "utf-8")
+    assert any(cell.defense == "lac-pda" and cell.scheme == "unfolded-bn+int8" for cell in expand(load_suite(path)))
+
+
+def test_a_control_is_measured_again_when_the_code_of_what_it_matches_changes(tmp_path: Path) -> None:
+    path = tmp_path / "matched.toml"
+    text = SUITE.format(rounded='"int8"', float='"prune-magnitude-0.2"').replace(
+        'defenses = "nearest"', 'defenses = "control"'
+    )
+    control = '[defenses.control]\nmethod = "random-flips"\nsettings = { as_many_as = "gptq" }\n'
+    path.write_text(text.replace("[[cells]]", f"{control}[[cells]]", 1), "utf-8")
+    asked = load_suite(path)
+    nodes = Plan(asked, expand(asked), None).nodes.values()
+    (made,) = (node for node in nodes if node.stage == "defend" and node.config["defense"] == "random-flips")
+    assert {"quantinel.defenses.random_flips", "quantinel.defenses.gptq"} <= set(made.modules)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ('defenses = "lac-pda"', "lac-pda needs the statistics of BatchNorm.*leave lac-pda out"),
         ('defenses = "through"', "defenses.through trains through.*BatchNorm folded.*name the grid alone"),
         ('defenses = "none"', 'say defenses = "nearest"'),
         ('detectors = "weight-residuals"', "weight-residuals folds BatchNorm.*leave it out"),

@@ -79,7 +79,17 @@ def test_random_flips_match_another_method_layer_by_layer(odd_graph: FloatGraph,
     with pytest.raises(UsageError, match="one for each"):
         choose_codes(odd_graph, ranges, RandomFlips(fractions=(0.1,)))
     with pytest.raises(UsageError, match="unknown rounding"):
-        choose_codes(odd_graph, ranges, RandomFlips(as_many_as="guesses"))
+        RandomFlips(as_many_as="guesses")
+    with pytest.raises(UsageError, match="leave fraction and fractions out"):
+        RandomFlips(as_many_as="efrap", fraction=0.5)
+
+
+def test_what_a_control_matches_runs_visibly_and_can_be_stopped(odd_graph: FloatGraph, images: ImageSet) -> None:
+    ranges = calibrate(odd_graph, images, parse_scheme("int4"))
+    seen: list[tuple[str, int, int]] = []
+    choose_codes(odd_graph, ranges, RandomFlips(as_many_as="efrap"), progress=lambda *step: seen.append(step))
+    layers = len(odd_graph.layers)
+    assert seen == 2 * [("round", done + 1, layers) for done in range(layers)]
 
 
 @pytest.mark.parametrize("unit", ["weight", "step"])

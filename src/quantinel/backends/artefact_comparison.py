@@ -135,6 +135,8 @@ def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence
             continue
         found = layer_difference(graph, layer, item)
         layers.append(found)
+        if item.bias is None and graph.bias(layer) is not None:
+            not_assessed.append(f"the bias of {layer.name} was not found in the file")
         findings += _layer_findings(found)
     not_assessed += [f"{layer.name} has no counterpart in the file" for layer in matching.missing]
     if matching.reordered:

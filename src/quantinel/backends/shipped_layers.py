@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from quantinel.backends.onnx_bias import added_behind
+
 WEIGHTED = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
     "ConvInteger": 1, "MatMulInteger": 1,
@@ -235,7 +237,9 @@ class _Reader:
             step = float(self.array(node.input[1]).reshape(-1)[0]) * stored.scale
             codes = self.array(node.input[position]).reshape(-1)
             return codes * step if codes.size == channels else None
-        return None
+        added = added_behind(node, self.consumers)
+        behind = None if added is None else self._behind(added)
+        return None if behind is None or behind.value.size != channels else behind.value.reshape(-1)
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from quantinel.backends.onnx_bias import added_behind
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -142,7 +143,7 @@ def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
             if weight is None or weight.op_type != "DequantizeLinear":
                 continue
             codes, scale, zero = weight.input[0], weight.input[1], weight.input[2]
-            bias = node.input[2] if len(node.input) > 2 else _added(node, readers)
+            bias = node.input[2] if len(node.input) > 2 else added_behind(node, readers)
             dequantize = producers.get(bias) if bias is not None else None
             bias_scale = None
             if dequantize is not None and dequantize.op_type == "DequantizeLinear":
@@ -152,22 +153,9 @@ def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
             codes = node.input[1]
             scale = _layer_name(codes) + ".weight_scale"
             found[_layer_name(codes)] = _Stored(
-                codes, scale, node.input[3], _added(node, readers), None, node.op_type == "MatMulInteger"
+                codes, scale, node.input[3], added_behind(node, readers), None, node.op_type == "MatMulInteger"
             )
     return found
-
-
-def _added(node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]]) -> str | None:
-    """What is added to an operator's result, by itself or after it was rescaled; None if nothing is."""
-    result = node.output[0]
-    while len(following := readers.get(result, [])) == 1:
-        (reader,) = following
-        if reader.op_type == "Add":
-            return next((name for name in reader.input if name != result), None)
-        if reader.op_type not in ("Cast", "Mul"):
-            break
-        result = reader.output[0]
-    return None
 
 
 def _layer_name(initializer: str) -> str:
@@ -196,15 +184,22 @@ def _layer_problem(
         return f"{int((codes != expected).sum())} of {expected.size} weight codes differ"
     if not np.array_equal(numpy_helper.to_array(tensors[stored.scale]).reshape(-1), layer.scale.numpy().reshape(-1)):
         return "weight scales differ"
+    return _bias_problem(layer, stored, tensors)
+
+
+def _bias_problem(layer: QuantizedLayer, stored: _Stored, tensors: Mapping[str, onnx.TensorProto]) -> str | None:
+    """Integer biases are compared as integers; what the file adds in float, with the value that they stand for."""
     if layer.bias_codes is not None and layer.bias_scale is not None and stored.bias_scale is not None:
         bias = numpy_helper.to_array(tensors[str(stored.bias)])
         if not np.array_equal(bias, layer.bias_codes.numpy()):
             return "bias codes differ"
         if not np.array_equal(numpy_helper.to_array(tensors[stored.bias_scale]), layer.bias_scale.numpy()):
             return "bias scales differ"
-    if layer.float_bias is not None:
-        added = tensors.get(stored.bias or "")
-        if added is None or not np.array_equal(numpy_helper.to_array(added).reshape(-1), layer.float_bias.numpy()):
+        return None
+    expected = layer.bias()
+    if expected is not None:
+        added = tensors.get(stored.bias or "") if stored.bias_scale is None else None
+        if added is None or not np.array_equal(numpy_helper.to_array(added).reshape(-1), expected.numpy()):
             return "biases differ"
     return None
 

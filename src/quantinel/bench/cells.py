@@ -126,11 +126,6 @@ def _check_defense(suite: Suite, deployment: Deployment, label: str) -> None:
             else f"with BatchNorm folded, and {deployment.name} does not fold it; name the grid alone"
         )
         raise UsageError(f"defenses.{label} trains through the deployment grid, {why}, or leave out through")
-    if chosen.kind == "rounding" and method.needs == "batch-norm":
-        raise UsageError(
-            f"{label} needs the statistics of BatchNorm layers that were folded, and {deployment.name} leaves them "
-            f"unfolded; leave {label} out"
-        )
 
 
 def _names(

@@ -121,7 +121,8 @@ class Schedule:
         """From all that is stored: read when something has to run."""
         times = Times()
         for _, stored in self.store.all():
-            times.learn(stored.stage, stored.config, stored.seconds)
+            if stored.seconds:  # none where a victim came from elsewhere
+                times.learn(stored.stage, stored.config, stored.seconds)
         return times
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import FLOAT, NONE, Cell, located, methods_of
-from quantinel.bench.defenses import NEAREST, Chosen, chosen_defense
+from quantinel.bench.defenses import NEAREST, Chosen, builder, chosen_defense
 from quantinel.bench.deployment import Deployment
 from quantinel.bench.images import Images
 from quantinel.bench.methods import configure
@@ -17,6 +17,7 @@ from quantinel.bench.suite import Suite
 from quantinel.detectors import DETECTORS
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme
+from quantinel.quantization.reconstruction import PreparedMethod
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 
@@ -161,7 +162,7 @@ class StageNodes:
         }
         return Node(
             "defend", f"defend {_of(cell)}{model.after} at {cell.scheme} with {label}", config,
-            _modules("defend", rounding.module),
+            _modules("defend", rounding.module, *_rests_on(rounding)),
             {**model.inputs, "compressed": compressed}, model.files, {"calibration": self._calibration(cell)},
         )  # fmt: skip
 
@@ -231,6 +232,12 @@ class StageNodes:
 
 def _of(cell: Cell) -> str:
     return cell.model if cell.attack == NONE else f"{cell.model} with {cell.attack}, seed {cell.seed}"
+
+
+def _rests_on(chosen: Chosen) -> list[str]:
+    """Where the code of the methods is that a method runs to prepare itself."""
+    method = configure(chosen.build, chosen.method.settings, chosen.method.method)
+    return [builder(name)[1].__module__ for name in method.rests_on()] if isinstance(method, PreparedMethod) else []
 
 
 def _modules(stage: str, *methods: str) -> tuple[str, ...]:

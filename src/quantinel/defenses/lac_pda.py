@@ -9,7 +9,7 @@ of a over the positions of each image, and mu and sd the running ones:
 Each batch of inputs takes ``pda_steps`` signed gradient steps down J, of size ``radius`` (half of it in the second
 half of the steps), always clipped to +-``radius`` around the clean inputs. As the first step reaches that limit,
 twenty steps do what the released 500 do. Then LAC runs on the moved inputs. Statistics are per image, not per batch,
-as released; a comes from the nearest-rounded layer. BatchNorm is folded here, so a is recovered from the folded
+as released; a comes from the nearest-rounded layer. Where BatchNorm is folded, a is recovered from the folded
 output; channels with gamma = 0 are left out. Layers without BatchNorm (the classifier) are corrected on their clean
 inputs, and so are linear layers: an image has no deviation over one position.
 

@@ -7,6 +7,7 @@ pattern by that alone. What its guidance is worth is the difference to as many f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,9 +15,7 @@ import torch
 from torch import Tensor
 
 from quantinel.errors import UsageError
-from quantinel.model.graph import FloatGraph
-from quantinel.quantization.calibration import Calibration
-from quantinel.quantization.reconstruction import LayerProblem, Needs, PreparedMethod, RoundingMethod, choose_codes
+from quantinel.quantization.reconstruction import LayerOutcome, LayerProblem, Needs, PreparedMethod, RoundingMethod
 from quantinel.validation import require_non_negative
 
 
@@ -42,19 +41,24 @@ class RandomFlips(PreparedMethod):
         for share in (self.fraction, *self.fractions):
             if not 0 <= share <= 1:
                 raise UsageError(f"fraction is {share!r}; give a number from 0 to 1")
+        if self.as_many_as:
+            _registered(self.as_many_as)
+            if self.fractions or self.fraction != type(self).fraction:
+                raise UsageError("as_many_as takes the shares of another method; leave fraction and fractions out")
 
     name: ClassVar[str] = "random-flips"
     needs: ClassVar[Needs] = "weights"
 
-    def prepared(self, graph: FloatGraph, calibration: Calibration, seed: int) -> RoundingMethod:
+    def rests_on(self) -> tuple[str, ...]:
+        """The method that is to be matched."""
+        return (self.as_many_as,) if self.as_many_as else ()
+
+    def prepared(self, run: Callable[[RoundingMethod], Sequence[LayerOutcome]]) -> RoundingMethod:
         """With the shares of the method that is to be matched."""
         if not self.as_many_as:
             return self
-        from quantinel.defenses import rounding_method
-
-        other = rounding_method(self.as_many_as)
-        _, outcomes = choose_codes(graph, calibration, other, seed=seed)
-        return replace(self, fractions=tuple(outcome.changed for outcome in outcomes), as_many_as="")
+        fractions = tuple(outcome.changed for outcome in run(_registered(self.as_many_as)))
+        return replace(self, fractions=fractions, as_many_as="")
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Exactly ``fraction`` of the codes, rounded to whole weights, flipped."""
@@ -70,3 +74,9 @@ class RandomFlips(PreparedMethod):
         up = cell.nearest_is_ceil.flatten().clone()
         up[chosen] = ~up[chosen]
         return torch.where(up.reshape(cell.free.shape), cell.ceil, cell.floor).to(torch.int8)
+
+
+def _registered(name: str) -> RoundingMethod:
+    from quantinel.defenses import rounding_method
+
+    return rounding_method(name)

@@ -20,7 +20,7 @@ from quantinel.quantization.statistics import InputStatistics
 Needs = Literal["weights", "statistics", "activations", "batch-norm"]
 """What a method looks at; each word includes those before it. "weights" needs no images, "statistics" are second
 moments of every layer's inputs, "activations" their values and a forward function, "batch-norm" what BatchNorm layers
-knew before they were folded."""
+know of the layers before them."""
 
 
 def _unchanged(value: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ class LayerProblem:
         index: position of the layer, for seeds.
         statistics: second moments of the inputs; None if the method needs "weights" alone.
         chain: inputs, targets and forward function for gradient methods; None unless it needs "activations".
-        batch_norm: what was folded into this layer; None unless the method needs "batch-norm" and there was one.
+        batch_norm: what was folded into this layer or is behind it; None unless the method needs "batch-norm" and there
+            was one.
         seed: of the whole run; methods add their own.
     """
 
@@ -137,13 +138,15 @@ class BlockOption(BiasOption):
 class PreparedMethod(BiasOption):
     """A method that looks at the whole network before the first layer; `choose_codes` goes on with what it makes."""
 
-    def prepared(self, graph: FloatGraph, calibration: Calibration, seed: int) -> RoundingMethod:
+    def rests_on(self) -> tuple[str, ...]:
+        """Registered methods that it runs to prepare itself: its results are also results of their code."""
+        raise NotImplementedError
+
+    def prepared(self, run: Callable[[RoundingMethod], Sequence[LayerOutcome]]) -> RoundingMethod:
         """The method that chooses the integers.
 
         Args:
-            graph: the float network.
-            calibration: grids, ranges and images.
-            seed: of the run.
+            run: another method on the same network, with the options and the progress of this run.
         """
         raise NotImplementedError
 

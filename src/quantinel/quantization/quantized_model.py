@@ -35,7 +35,8 @@ class QuantizedLayer:
         bias_codes: int32 (O,) on the grid input scale * weight scale; None without bias or without a static
             input scale.
         bias_scale: float32 (O,) or (1,); None with ``bias_codes``.
-        float_bias: float32 (O,), a corrected bias where biases stay float; None where it is that of the float layer.
+        float_bias: float32 (O,), the bias where it stays float and was corrected or stored; None where it is that of
+            the float layer.
     """
 
     layer: Layer
@@ -52,7 +53,7 @@ class QuantizedLayer:
     def bias(self) -> Tensor | None:
         """Dequantized or corrected bias, float32; None where it is that of the float layer, or absent."""
         if self.bias_codes is None or self.bias_scale is None:
-            return self.float_bias
+            return None if self.float_bias is None else self.float_bias.clone()
         return (self.bias_codes.double() * self.bias_scale.double()).float()
 
 

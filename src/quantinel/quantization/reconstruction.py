@@ -84,7 +84,11 @@ def choose_codes(
         UnsupportedError: the method needs BatchNorm, and the network has none behind a convolution.
     """
     if isinstance(method, PreparedMethod):
-        method = method.prepared(graph, calibration, seed)
+        method = method.prepared(
+            lambda other: choose_codes(
+                graph, calibration, other, max_positions=max_positions, memory=memory, seed=seed, progress=progress
+            )[1]
+        )
     if bias_correction is None:
         bias_correction = isinstance(method, BiasOption) and method.bias_correction
     if method.needs == "batch-norm" and not _normalised_convolutions(graph):

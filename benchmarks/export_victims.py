@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections import Counter
 from pathlib import Path
 
 from quantinel.bench.cells import expand
-from quantinel.bench.plan import Plan, Work
+from quantinel.bench.plan import Plan
 from quantinel.bench.schedule import Schedule
 from quantinel.bench.stages.job import MODEL
 from quantinel.bench.store import Store
@@ -24,21 +25,17 @@ from quantinel.files import atomic_directory
 ROOT = Path(__file__).parents[1]
 
 
-def attack_of(work: Work, plan: Plan) -> str | None:
-    """The stage that makes a cell's victim: the last attack of its chain; another may have lent it a trigger."""
-    return next((name for name in reversed(work.chain) if plan.nodes[name].stage == "attack"), None)
-
-
-def label_of(work: Work) -> str:
-    """The folder of a cell's victim."""
-    return f"{work.cell.attack}-s{work.cell.seed}" if work.cell.seed else work.cell.attack
-
-
-def refuse_equal_labels(named: dict[str, str]) -> None:
-    """Folders are called like attacks, so a suite that runs one on several networks cannot be told apart."""
-    repeated = sorted({label for label in named.values() if list(named.values()).count(label) > 1})
+def victim_folders(plan: Plan) -> dict[str, str]:
+    """The folder of every victim, by the stage that makes it: the last attack of a chain. One may lend a trigger."""
+    named = {}
+    for work in plan.work:
+        attack = next((name for name in reversed(work.chain) if plan.nodes[name].stage == "attack"), None)
+        if attack is not None:
+            named[attack] = f"{work.cell.attack}-s{work.cell.seed}" if work.cell.seed else work.cell.attack
+    repeated = [label for label, count in Counter(named.values()).items() if count > 1]
     if repeated:
         raise SystemExit(f"several networks of the suite are attacked with {', '.join(repeated)}; use another suite")
+    return named
 
 
 def main() -> None:
@@ -54,13 +51,7 @@ def main() -> None:
     reuse = frozenset({"train", "attack"})
     schedule = Schedule(plan, Store(store_folder(arguments.store)), None, reuse=reuse)
     schedule.run(lambda _: None)
-    named = {}
-    for work in plan.work:
-        attack = attack_of(work, plan)
-        if attack is not None:
-            named[attack] = label_of(work)
-    refuse_equal_labels(named)
-    for node, label in named.items():
+    for node, label in victim_folders(plan).items():
         result = schedule.results.get(node)
         if result is None or result.folder is None or result.error is not None:
             print(f"{label}: {'not stored' if result is None else result.error}")

@@ -16,7 +16,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.export_victims import attack_of, label_of, refuse_equal_labels
+from benchmarks.export_victims import victim_folders
 
 from quantinel.attacks import ATTACKS
 from quantinel.attacks.protocol import recorded
@@ -63,9 +63,7 @@ def main() -> None:
     store = Store(store_folder(arguments.store))
     schedule = Schedule(plan, store, None, reuse=frozenset({"train", "attack"}))
     schedule.run(lambda _: None)
-    named = {made: label_of(work) for work in plan.work if (made := attack_of(work, plan)) is not None}
-    refuse_equal_labels(named)
-    for name, label in named.items():
+    for name, label in victim_folders(plan).items():
         if name in schedule.results:
             continue
         folder, node, place = source / label, plan.nodes[name], schedule.place(name)

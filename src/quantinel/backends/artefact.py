@@ -55,7 +55,7 @@ def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | No
         if layer.bias_codes is not None and layer.bias_scale is not None:
             tensors[f"{name}.bias_codes"] = layer.bias_codes.contiguous()
             tensors[f"{name}.bias_scale"] = layer.bias_scale.contiguous()
-        elif (bias := layer.bias() if layer.float_bias is not None else model.graph.bias(layer.layer)) is not None:
+        elif (bias := model.bias(layer)) is not None:
             tensors[f"{name}.bias"] = bias.detach().contiguous()
         layers.append({"name": name, "kind": layer.layer.kind, "groups": layer.layer.groups})
     metadata = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
@@ -11,12 +11,21 @@ _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 """Between a product and the sum: integers become floats, or floats are rounded; anything else ends the search."""
 
 
+def readers_by_name(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes that read every tensor."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
 def added_behind(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> str | None:
     """Name of the tensor that is added to an operator's result; None if nothing is.
 
     Args:
         node: of a product.
-        readers: nodes by the names that they read.
+        readers: see `readers_by_name`.
     """
     result, passed = node.output[0], _RESCALING.get(node.op_type, _ROUNDING)
     while len(following := readers.get(result, ())) == 1:

@@ -198,12 +198,8 @@ class _Writer:
         product = self.builder.add("MatMul", [x, self._weight(layer, layer.codes.t(), 1)], f"{node.name}.product")
         return self._add_bias(node, layer, product, [-1])
 
-    def _float_bias(self, layer: QuantizedLayer) -> Tensor | None:
-        bias = layer.bias()
-        return bias if bias is not None else self.model.graph.bias(layer.layer)
-
     def _add_bias(self, node: fx.Node, layer: QuantizedLayer, value: str, shape: list[int]) -> str:
-        bias = self._float_bias(layer)
+        bias = self.model.bias(layer)
         if bias is None:
             return self.builder.add("Identity", [value], node.name)
         stored = self.builder.constant(bias.reshape(shape).numpy(), np.float32, f"{layer.layer.name}.bias")
@@ -234,7 +230,7 @@ class _Writer:
         """int32 bias with its DequantizeLinear, a float bias, or nothing."""
         b, name = self.builder, layer.layer.name
         if layer.bias_codes is None or layer.bias_scale is None:
-            bias = self._float_bias(layer)
+            bias = self.model.bias(layer)
             return [] if bias is None else [b.constant(bias.numpy(), np.float32, f"{name}.bias")]
         inputs = [
             b.constant(layer.bias_codes.numpy(), np.int32, f"{name}.bias_codes"),

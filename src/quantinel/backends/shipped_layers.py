@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from quantinel.backends.onnx_bias import added_behind
+from quantinel.backends.onnx_bias import added_behind, readers_by_name
 
 WEIGHTED = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
@@ -93,10 +93,7 @@ class _Reader:
         self.nodes = model.graph.node
         self.tensors: Mapping[str, onnx.TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
         self.producers = {output: node for node in self.nodes for output in node.output}
-        self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
+        self.consumers = readers_by_name(self.nodes)
 
     def layers(self) -> Iterator[ShippedLayer]:
         for node in self.nodes:

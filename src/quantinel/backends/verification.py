@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from quantinel.backends.onnx_bias import added_behind
+from quantinel.backends.onnx_bias import added_behind, readers_by_name
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -132,10 +132,7 @@ class _Stored:
 def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
     """For every operator with a quantized weight: layer name -> the initializers it reads."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_by_name(model.graph.node)
     found: dict[str, _Stored] = {}
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:

@@ -82,7 +82,7 @@ class GPTQ(BiasOption):
                     f"layer {problem.layer.name}: at damping {self.damping:g} the second moments of its inputs have no "
                     "inverse; raise damping (0.01 by default) or give more calibration images"
                 ) from error
-            if gradient is not None:  # what this chunk leaves is for the next one to undo
+            if gradient is not None and end < size:  # what this chunk leaves is for the next one to undo
                 moves = codes * wide_scale - weight[:, :, begin:end]
                 gradient.move(begin, end, moves.to(problem.weight.dtype))
             parts.append(codes)

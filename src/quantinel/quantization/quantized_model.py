@@ -82,6 +82,11 @@ class QuantizedModel:
         """int8 codes by layer name."""
         return {name: layer.codes for name, layer in self.layers.items()}
 
+    def bias(self, layer: QuantizedLayer) -> Tensor | None:
+        """The bias that a layer adds, float32 (O,): its own, or the float layer's; None where there is none."""
+        own = layer.bias()
+        return self.graph.bias(layer.layer) if own is None else own
+
     def with_codes(self, codes: Mapping[str, Tensor]) -> QuantizedModel:
         """The same grids with other integers.
 

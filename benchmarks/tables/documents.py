@@ -12,7 +12,7 @@ from benchmarks.tables.detection import (
     similarity_table,
 )
 from benchmarks.tables.lines import ROOT
-from benchmarks.tables.noise import noise_table
+from benchmarks.tables.noise import instruction_sets_table, noise_table
 from benchmarks.tables.reliability import emission_table, kill_table, scaling_table
 from benchmarks.tables.rounding import rounding_growth_table, rounding_memory_table, rounding_speed_table
 from benchmarks.tables.speed import attack_step_table, forensics_table, runner_table, speed_table
@@ -36,6 +36,7 @@ TABLES = {
     "data-poisoned-inputs": data_poisoned_inputs_table,
     "similarity": similarity_table,
     "best-noise": noise_table,
+    "instruction-sets": instruction_sets_table,
     "kill": kill_table,
     "speed": speed_table,
     "emission": emission_table,

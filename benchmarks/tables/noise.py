@@ -1,4 +1,4 @@
-"""How far noise of the data-poisoning attack's size separates float from quantized networks."""
+"""What noise does: made for the quantized network on its images, or that of float32 in its codes."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def noise_table() -> str:
 def _share(found: Line) -> str:
     low, high = found["interval95"]
     return f"{found['percent']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def instruction_sets_table() -> str:
+    """A line per victim and method: hardened with all instructions of the processor, and with AVX2 alone."""
+    lines = [
+        (
+            row["victim"],
+            row["scheme"],
+            row["method"],
+            f"{100 * row['codes_differ'] / row['codes']:.1f}",
+            *(f"{row[side][rate]['percent']:.2f}" for rate in ("cda", "asr") for side in ("own", "avx2")),
+        )
+        for row in newest("instruction-sets", lambda row: (row["victim"], row["method"]))
+    ]
+    header = ("victim", "grid", "method", "codes that differ %", "CDA %", "CDA % (AVX2)", "ASR %", "ASR % (AVX2)")
+    return markdown_rows(header, lines)

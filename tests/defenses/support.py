@@ -44,7 +44,8 @@ def moments_of(inputs: Tensor, weight: Tensor, drift: float = 0.0) -> InputStati
     gram = (inputs.T @ inputs / len(inputs))[None]
     outputs = inputs @ weight.T
     return InputStatistics(
-        DenseMoments(gram, gram * (1 + drift)), float((drift * outputs).square().sum(1).mean()),
+        DenseMoments(gram=gram, drift=-drift * weight @ gram, drifts=drift != 0),
+        float((drift * outputs).square().sum(1).mean()),
         float(((1 + drift) * outputs).square().sum(1).mean()), len(inputs),
     )  # fmt: skip
 

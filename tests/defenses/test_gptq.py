@@ -75,7 +75,7 @@ def test_groups_are_independent() -> None:
     halves = [X[:, :70], X[:, 70:140]]
     gram = torch.stack([half.T @ half / len(X) for half in halves])
     weight = torch.cat([W[:3, :70], W[3:, :70]])
-    together = problem(weight, 0.3, 4, statistics=InputStatistics(DenseMoments(gram, gram), 0.0, 1.0, len(X)))
+    together = problem(weight, 0.3, 4, statistics=InputStatistics(DenseMoments(gram=gram), 0.0, 1.0, len(X)))
     codes = GPTQ().choose(together)
     for part, half in enumerate(halves):
         rows = weight[3 * part : 3 * part + 3]

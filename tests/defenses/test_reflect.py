@@ -101,25 +101,21 @@ def test_the_lean_is_measured_on_the_inputs_alone(sampled: bool, owing: bool) ->
     inputs, weight = correlated(60, 40), torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
     rows, owed = inputs[None], 3 * torch.randn(1, 60, 5, generator=torch.Generator().manual_seed(3))
     gram = rows.transpose(1, 2) @ rows / 60
-    outputs = (rows @ weight.T + owed if owing else rows @ weight.T).transpose(1, 2)
-    moments: Moments = DenseMoments(gram, gram, owed.transpose(1, 2) @ rows / 60 if owing else None)
+    moments: Moments = DenseMoments(gram=gram, drift=-owed.transpose(1, 2) @ rows / 60 if owing else None)
     if sampled:
-        moments = SampledMoments(rows, outputs, weight[None])
+        moments = SampledMoments(rows=rows, drift=-owed.transpose(1, 2) if owing else None)
     energy = float((inputs @ weight.T).square().sum(1).mean())
     made = problem(weight, 0.4, 4, statistics=InputStatistics(moments, 0.0, energy, 60))
-    residual = made.cell.nearest * 0.4 - weight
-    share = float((inputs @ residual.T).square().sum(1).mean()) / energy
-    assert Reflect(budget=0.0).reflection(made, residual) == 0.0
-    assert Reflect(budget=share / 4).reflection(made, residual) == pytest.approx(0.5, rel=1e-3)
-    assert Reflect(budget=2 * share).reflection(made, residual) == 1.0
+    share = float((inputs @ made.rounding_error().T).square().sum(1).mean()) / energy
+    assert Reflect(budget=0.0).reflection(made) == 0.0
+    assert Reflect(budget=share / 4).reflection(made) == pytest.approx(0.5, rel=1e-3)
+    assert Reflect(budget=2 * share).reflection(made) == 1.0
 
 
 def test_wide_layers_lean_like_narrow_ones() -> None:
     inputs, weight = correlated(300, 40), torch.randn(5, 40, generator=torch.Generator().manual_seed(2))
     energy, gram = float((inputs @ weight.T).square().sum(1).mean()), inputs.T @ inputs / 300
-    both: list[Moments] = [
-        DenseMoments(gram[None], gram[None]), SampledMoments(inputs[None], (inputs @ weight.T).T[None], weight[None]),
-    ]  # fmt: skip
+    both: list[Moments] = [DenseMoments(gram=gram[None]), SampledMoments(rows=inputs[None])]
     problems = [problem(weight, 0.4, 4, statistics=InputStatistics(moments, 0.0, energy, 300)) for moments in both]
     dense, wide = (Reflect(budget=1e9, damping=1e-4).choose(made) for made in problems)
     assert (dense == wide).float().mean() > 0.97

@@ -94,7 +94,55 @@ def test_sampled_positions_are_the_same_on_both_sides() -> None:
         max_positions=50, generator=torch.Generator().manual_seed(2),
     )  # fmt: skip
     assert statistics.positions == 50
-    torch.testing.assert_close(dense(statistics).gram, dense(statistics).cross)
+    assert dense(statistics).drift is not None
+    assert not dense(statistics).drift.any()  # type: ignore[union-attr]
+    assert statistics.drift == 0.0
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["moments", "vectors"])
+@pytest.mark.parametrize("owing", [False, True])
+@pytest.mark.parametrize("channels", [2, 40], ids=["few-outputs", "many-outputs"])
+def test_the_gradient_of_a_leaning_target_is_that_of_the_vectors(
+    channels: int, owing: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E[(V x' - (W + lean R) x - r) x'^T] in float64, however the sums were collected, scaled and shared out."""
+    if wide:
+        monkeypatch.setattr(statistics_module, "WIDEST", 0)
+    monkeypatch.setattr(statistics_module, "_STRIP", 5)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 6, 6, generator=generator)
+    noisy = x + 0.2 * torch.randn(x.shape, generator=generator)
+    weight, error, moved = (torch.randn(2 * channels, 2, 3, 3, generator=generator) for _ in range(3))
+    graph = fx.Graph()
+    node = graph.call_function(torch.ops.aten.conv2d.default, (*(graph.placeholder(n) for n in "xw"), None, 1, 1, 1, 2))
+    owed = torch.randn(3, 2 * channels, 6, 6, generator=generator) if owing else None
+    moments = input_statistics(
+        Layer("made", node.name, "conv", "w", None, 2), node, weight, noisy, x,
+        max_positions=10**9, generator=generator, owed=owed, rounding_error=error,
+    ).moments  # fmt: skip
+
+    def vectors(images: Tensor) -> Tensor:
+        rows = nn.functional.unfold(images.double(), 3, padding=1).transpose(1, 2).reshape(-1, 2, 18)
+        return rows.transpose(0, 1)
+
+    def by_group(value: Tensor) -> Tensor:
+        return value.reshape(2, channels, 18)
+
+    off = vectors(noisy) @ by_group(weight + 0.5 * error + moved).double().transpose(1, 2)
+    off -= vectors(x) @ by_group(weight + 0.5 * error).double().transpose(1, 2)
+    if owed is not None:
+        off -= owed.double().flatten(2).transpose(1, 2).reshape(-1, 2, channels).transpose(0, 1)
+    expected = (off.transpose(1, 2) @ vectors(noisy) / off.shape[1]).float()
+    for factor in (1.0, 0.5):
+        found = moments.scaled(factor).outputs(1, channels).gradient(factor * by_group(moved)[:, 1:], 0.5)
+        torch.testing.assert_close(found.columns(0, 18), factor * expected[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_lean_that_nothing_was_collected_for_is_an_error() -> None:
+    moments = DenseMoments(gram=torch.eye(3)[None], drift=torch.zeros(1, 2, 3), drifts=True)
+    moments.gradient(torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match="LeaningMethod"):
+        moments.gradient(torch.zeros(1, 2, 3), 0.5)
 
 
 @pytest.mark.slow

@@ -48,20 +48,21 @@ def _bounds(problem: LayerProblem, room: float) -> tuple[Tensor, Tensor]:
 
 def reconstruct(
     problem: LayerProblem,
-    target: Tensor,
     *,
+    lean: float = 0.0,
     damping: float,
     sweeps: int,
     activation_weight: float = 1.0,
     step_cost: Tensor | None = None,
     room: float = 0.0,
 ) -> Tensor:
-    """Codes whose outputs on the quantized prefix are nearest to those of ``target`` on the float prefix.
+    """Codes whose outputs on the quantized prefix are nearest to those of W + ``lean`` R on the float prefix.
 
     Args:
         problem: the layer, with statistics.
-        target: weights to reproduce, (O, ...).
-        damping: ridge that ties the choice to ``target`` where the images excite nothing, as a share of the mean of
+        lean: how far the weights to reproduce are from W along the error R of nearest rounding; a method that gives it
+            is a `LeaningMethod`.
+        damping: ridge that ties the choice to these weights where the images excite nothing, as a share of the mean of
             diag H.
         sweeps: at most this many passes of coordinate descent.
         activation_weight: of the output error against ``step_cost``.
@@ -77,14 +78,16 @@ def reconstruct(
     moments, cell = problem.statistics.moments, problem.cell
     lowest, highest = _bounds(problem, room)
     unit = activation_weight**0.5  # of W and V: the output error is quadratic in them
+    target = problem.weight + lean * problem.rounding_error() if lean else problem.weight
     solver = RoundingProblem(
-        weight=grouped(problem, target) * unit,
+        target=grouped(problem, target) * unit,
         moments=moments.scaled(unit),
         scale=grouped(problem, broadcast_scale(problem.scale, problem.weight))[:, :, :1] * unit,
         lowest=grouped(problem, lowest),
         highest=grouped(problem, highest),
         step_cost=None if step_cost is None else grouped(problem, step_cost),
         ridge=damping * moments.diagonal().mean(dim=1).clamp_min(1e-12),
+        lean=lean,
     )
     codes = coordinate_descent(solver, grouped(problem, cell.nearest), sweeps)
     return codes.reshape(problem.weight.shape).to(torch.int8)

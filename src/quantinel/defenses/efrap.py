@@ -60,7 +60,6 @@ class EFRAP(BlockOption):
         up = flipped_is_ceil(problem)
         return reconstruct(
             problem,
-            problem.weight,
             damping=self.damping,
             sweeps=self.sweeps,
             activation_weight=self.activation_weight,

@@ -63,7 +63,7 @@ class GPTQ(BiasOption):
         weight = problem.weight.reshape(groups, -1, size)
         scale = broadcast_scale(problem.scale, problem.weight).expand_as(problem.weight)
         wide_scale = scale.reshape(groups, -1, size)[:, :, :1].double()
-        gradient = moments.gradient(weight, weight) if self.target == "float" else None
+        gradient = moments.gradient(torch.zeros_like(weight)) if self.target == "float" else None
         parts = []
         for begin in range(0, size, WIDEST):
             end = min(begin + WIDEST, size)
@@ -73,7 +73,7 @@ class GPTQ(BiasOption):
             order = key.argsort(dim=1, descending=True, stable=True) if self.order == "activations" else None
             try:
                 if gradient is not None:
-                    # V - (V H - W C^T) (H + damping)^-1: the best float weights, tied to W by the damping
+                    # V - E[(V x' - W x) x'^T] (H + damping)^-1: the best float weights, tied to W by the damping
                     excess = gradient.columns(begin, end).double().transpose(1, 2)
                     start = start - torch.linalg.solve(gram, excess).transpose(1, 2)
                 codes = _in_order(start, gram, wide_scale, problem.scheme, order)

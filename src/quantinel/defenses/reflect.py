@@ -27,13 +27,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from quantinel.defenses.closed_form import grouped, reconstruct
-from quantinel.quantization.reconstruction import BlockOption, LayerProblem, Needs
-from quantinel.quantization.rounding import broadcast_scale
+from quantinel.quantization.reconstruction import LayerProblem, LeaningMethod, Needs
 from quantinel.validation import require_non_negative, require_positive_integers, require_rate
 
 
 @dataclass(frozen=True)
-class Reflect(BlockOption):
+class Reflect(LeaningMethod):
     """Closed-form reconstruction of reflected weights.
 
     Attributes:
@@ -63,13 +62,13 @@ class Reflect(BlockOption):
 
     def choose(self, problem: LayerProblem) -> Tensor:
         """Minimise the output error against the reflected weights; (O, ...) int8."""
-        residual = problem.cell.nearest * broadcast_scale(problem.scale, problem.weight) - problem.weight
-        target = problem.weight - self.reflection(problem, residual) * residual
-        return reconstruct(problem, target, damping=self.damping, sweeps=self.sweeps, room=self.room)
+        return reconstruct(
+            problem, lean=-self.reflection(problem), damping=self.damping, sweeps=self.sweeps, room=self.room
+        )
 
-    def reflection(self, problem: LayerProblem, residual: Tensor) -> float:
+    def reflection(self, problem: LayerProblem) -> float:
         """lambda of this layer."""
         assert problem.statistics is not None
-        moved = problem.statistics.moments.energy(grouped(problem, residual))
+        moved = problem.statistics.moments.energy(grouped(problem, problem.rounding_error()))
         allowed = self.budget * problem.statistics.output_energy
         return self.reach if moved * self.reach**2 <= allowed else float((allowed / moved) ** 0.5)

@@ -119,9 +119,7 @@ class _Walk(fx.Interpreter):
         error, source = self.errors.errors[layer.weight], node.args[0]
         assert isinstance(source, fx.Node)
         x = self.env[source]
-        # against a weight of zeros, V H - W C^T is V H, for stored moments and for sampled vectors alike
-        zeros = torch.zeros_like(error)
-        statistics = input_statistics(layer, node, zeros, x, x, max_positions=self.positions, generator=self.generator)
+        statistics = input_statistics(layer, node, error, x, x, max_positions=self.positions, generator=self.generator)
         chance = _by_neuron(error.square(), layer.groups) @ statistics.moments.diagonal().unsqueeze(2)
         alive = chance.squeeze(2) > 0
         self.neurons += int(alive.sum())
@@ -141,5 +139,5 @@ def _by_neuron(error: Tensor, groups: int) -> Tensor:
 
 def _energy(moments: Moments, error: Tensor) -> Tensor:
     """r H r^T of every neuron, (G, O / G)."""
-    gradient = moments.gradient(error, torch.zeros_like(error))
+    gradient = moments.gradient(error)
     return (error * gradient.columns(0, error.shape[2])).sum(2)

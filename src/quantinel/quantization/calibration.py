@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from quantinel.data.images import ImageSet
 from quantinel.errors import InputError, UsageError
 from quantinel.model.graph import FloatGraph
+from quantinel.quantization.fake_quantize import fake_quantize
 from quantinel.quantization.placement import Placement, place
 from quantinel.quantization.ranges import affine_parameters
 from quantinel.quantization.scheme import QuantScheme
@@ -84,7 +85,7 @@ class _Range:
         for step in range(_SEARCH_STEPS):
             shrink = 1.0 - 0.01 * step
             scale, zero = affine_parameters(self.low * shrink, self.high * shrink, levels)
-            rounded = torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, levels)
+            rounded = fake_quantize(values, scale, zero, levels)
             error = float((rounded - values).square().sum())
             if error < best_error:
                 best, best_error = (scale, zero), error

@@ -83,6 +83,10 @@ class LayerProblem:
     batch_norm: FoldedBatchNorm | None = None
     seed: int = 0
 
+    def rounding_error(self) -> Tensor:
+        """R = Q(W) - W of nearest rounding, (O, ...)."""
+        return self.cell.nearest * broadcast_scale(self.scale, self.weight) - self.weight
+
     def steps_off(self) -> Tensor:
         """Truncation error of every weight in grid steps, (O, ...)."""
         return self.cell.error / broadcast_scale(self.scale, self.weight)
@@ -132,6 +136,14 @@ class BlockOption(BiasOption):
     """
 
     blocks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaningMethod(BlockOption):
+    """A method of second moments whose target is W plus a multiple of the error R of nearest rounding.
+
+    `choose_codes` then also collects what R does on inputs that drifted.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

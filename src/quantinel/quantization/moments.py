@@ -1,23 +1,26 @@
 """Second moments of a layer's inputs, as the solvers see them: whole matrices, or the sampled vectors themselves.
 
-A layer with D inputs needs H and C of D x D values each. That is 170 MB at D = 4,608 and 5 GB at 25,088, where they
-are also of low rank because fewer vectors are seen than there are inputs. So a wide layer keeps its sampled vectors
-X' (N, D) and its float outputs W X^T instead; H = X'^T X' / N is then never formed, and what concerns the float weight
-W is still exact for these vectors. A target beside W (`reflect` leans a little) differs from it by something small,
-whose outputs are taken on X' instead of X.
+A layer with D inputs and O outputs has H = E[x' x'^T] of the quantized prefix, and a gradient at its float weight,
+E[(W x' - W x - r) x'^T]: what earlier layers, and r of a residual connection, have put into its outputs. A target that
+leans, W + lambda R with R the error of nearest rounding, has that and lambda times the same of R. E[x' x^T] is never
+needed beside them, nor is any difference of large numbers.
+
+H has D x D values: 85 MB at D = 4,608 and 2.5 GB at 25,088, where it is also of low rank because fewer vectors are
+seen than there are inputs. So a very wide layer keeps its N sampled vectors X' (N, D) and what its outputs are off by
+on them instead; H = X'^T X' / N is then never formed, and everything is still exact for these vectors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 
 class Gradient(Protocol):
-    """V H - W C^T, half the derivative of the layer's output error, kept up to date while V moves."""
+    """E[(V x' - T x - r) x'^T], half the derivative of the layer's output error, kept up to date while V moves."""
 
     def columns(self, begin: int, end: int) -> Tensor:
         """Its columns, (G, O, end - begin)."""
@@ -35,13 +38,17 @@ class Moments(Protocol):
     def block(self, begin: int, end: int) -> Tensor:
         """H between the columns ``begin`` to ``end``, (G, B, B)."""
 
-    def gradient(self, rounded: Tensor, weight: Tensor) -> Gradient:
-        """At V = ``rounded`` for the float weight W, both (G, O, D)."""
+    def gradient(self, difference: Tensor, lean: float = 0.0) -> Gradient:
+        """At V = T + ``difference`` for the target T = W + ``lean`` R, (G, O, D).
 
-    def excess(self, difference: Tensor, weight: Tensor) -> float:
-        """What the output error of V = W + ``difference`` exceeds that of W by, both (G, O, D).
+        Raises:
+            ValueError: ``lean`` is not 0, and what R does on drifted inputs was not collected.
+        """
 
-        Written in V - W, because at 8 bits V H V - 2 V C W loses all digits to cancellation.
+    def excess(self, difference: Tensor) -> float:
+        """What the output error of V = W + ``difference`` (G, O, D) exceeds that of W by.
+
+        Written in V - W, because at 8 bits V H V - 2 V E[x' x^T] W loses all digits to cancellation.
         """
 
     def energy(self, difference: Tensor) -> float:
@@ -52,6 +59,41 @@ class Moments(Protocol):
 
     def scaled(self, factor: float) -> Moments:
         """The same for weights that are multiplied by ``factor``."""
+
+
+@dataclass(frozen=True)
+class _Drifting:
+    """What both forms know of drift, the difference between the inputs of the two networks.
+
+    Attributes:
+        drift: of W, (G, O, ...); None where inputs are the same and nothing is owed.
+        error_drift: of R, (G, O, ...); None where inputs are the same, or nobody asked.
+        drifts: whether inputs differ.
+    """
+
+    drift: Tensor | None = None
+    error_drift: Tensor | None = None
+    drifts: bool = False
+
+    def _towards(self, start: Tensor, lean: float) -> Tensor:
+        """``start``, a tensor of its own, plus the drift of W + ``lean`` R."""
+        if lean and self.drifts and self.error_drift is None:
+            raise ValueError("what the rounding error does on drifted inputs was not collected; see `LeaningMethod`")
+        if self.drift is not None:
+            start += self.drift
+        if lean and self.error_drift is not None:
+            start.add_(self.error_drift, alpha=lean)
+        return start
+
+    def outputs(self, begin: int, end: int) -> Self:
+        """See `Moments`."""
+        parts = [None if value is None else value[:, begin:end] for value in (self.drift, self.error_drift)]
+        return replace(self, drift=parts[0], error_drift=parts[1])
+
+    def scaled(self, factor: float) -> Self:
+        """See `Moments`; H is that of the inputs."""
+        parts = [None if value is None else value * factor for value in (self.drift, self.error_drift)]
+        return self if factor == 1 else replace(self, drift=parts[0], error_drift=parts[1])
 
 
 @dataclass
@@ -75,19 +117,17 @@ class DenseGradient:
         self.value.baddbmm_(moves, self.gram[:, begin:end, :])
 
 
-@dataclass(frozen=True)
-class DenseMoments:
-    """H and C as matrices.
+@dataclass(frozen=True, kw_only=True)
+class DenseMoments(_Drifting):
+    """H as a matrix.
 
     Attributes:
         gram: H = E[x' x'^T], (G, D, D), of the quantized prefix.
-        cross: C = E[x' x^T], (G, D, D), quantized prefix (rows) against float prefix (columns).
-        owed: E[r x'^T], (G, O, D), where outputs should be W x + r; None where r is 0.
+        drift: E[(W x' - W x - r) x'^T], (G, O, D).
+        error_drift: E[(R x' - R x) x'^T], (G, O, D).
     """
 
     gram: Tensor
-    cross: Tensor
-    owed: Tensor | None = None
 
     def diagonal(self) -> Tensor:
         """See `Moments`."""
@@ -97,31 +137,20 @@ class DenseMoments:
         """See `Moments`."""
         return self.gram[:, begin:end, begin:end]
 
-    def gradient(self, rounded: Tensor, weight: Tensor) -> DenseGradient:
-        """See `Moments`; written in V - W for the digits."""
-        return DenseGradient((rounded - weight) @ self.gram + self._at(weight), self.gram)
-
-    def excess(self, difference: Tensor, weight: Tensor) -> float:
+    def gradient(self, difference: Tensor, lean: float = 0.0) -> DenseGradient:
         """See `Moments`."""
-        return float((difference * (difference @ self.gram + 2 * self._at(weight))).sum())
+        return DenseGradient(self._towards(difference @ self.gram, lean), self.gram)
+
+    def excess(self, difference: Tensor) -> float:
+        """See `Moments`."""
+        twice = difference @ self.gram
+        if self.drift is not None:
+            twice.add_(self.drift, alpha=2)
+        return float((difference * twice).sum())
 
     def energy(self, difference: Tensor) -> float:
         """See `Moments`."""
         return float((difference * (difference @ self.gram)).sum())
-
-    def _at(self, weight: Tensor) -> Tensor:
-        """The gradient at V = W: W (H - C)^T - E[r x'^T]."""
-        shared = self.cross is self.gram
-        at = torch.zeros_like(weight) if shared else weight @ (self.gram - self.cross).transpose(1, 2)
-        return at if self.owed is None else at - self.owed
-
-    def outputs(self, begin: int, end: int) -> DenseMoments:
-        """All output channels share H and C."""
-        return self if self.owed is None else replace(self, owed=self.owed[:, begin:end])
-
-    def scaled(self, factor: float) -> DenseMoments:
-        """H and C are those of the inputs."""
-        return self if self.owed is None else replace(self, owed=self.owed * factor)
 
 
 @dataclass
@@ -129,7 +158,7 @@ class SampledGradient:
     """Output errors on the sampled vectors, from which columns are computed when they are asked for.
 
     Attributes:
-        residual: V X'^T - W X^T, (G, O, N).
+        residual: V X'^T - T X^T - r, (G, O, N).
         rows: X', (G, N, D).
     """
 
@@ -145,19 +174,17 @@ class SampledGradient:
         self.residual.baddbmm_(moves, self.rows[:, :, begin:end].transpose(1, 2))
 
 
-@dataclass(frozen=True)
-class SampledMoments:
+@dataclass(frozen=True, kw_only=True)
+class SampledMoments(_Drifting):
     """The vectors instead of their moments, for layers with very many inputs.
 
     Attributes:
         rows: X', (G, N, D), of the quantized prefix.
-        targets: W X^T (+ r), (G, O, N), outputs of the float layer without its bias.
-        weight: W, (G, O, D).
+        drift: W X'^T - W X^T - r, (G, O, N).
+        error_drift: R X'^T - R X^T, (G, O, N).
     """
 
     rows: Tensor
-    targets: Tensor
-    weight: Tensor
 
     def diagonal(self) -> Tensor:
         """See `Moments`."""
@@ -169,27 +196,16 @@ class SampledMoments:
         part = self.rows[:, :, begin:end]
         return part.transpose(1, 2) @ part / self.rows.shape[1]
 
-    def gradient(self, rounded: Tensor, weight: Tensor) -> SampledGradient:
+    def gradient(self, difference: Tensor, lean: float = 0.0) -> SampledGradient:
         """See `Moments`."""
-        residual, lean = rounded @ self.rows.transpose(1, 2) - self.targets, weight - self.weight
-        if lean.any():
-            residual.baddbmm_(lean, self.rows.transpose(1, 2), alpha=-1)
-        return SampledGradient(residual, self.rows)
+        return SampledGradient(self._towards(difference @ self.rows.transpose(1, 2), lean), self.rows)
 
-    def excess(self, difference: Tensor, weight: Tensor) -> float:
-        """See `Moments`; the same at every W."""
-        vectors = self.rows.transpose(1, 2)
-        moved = difference @ vectors
-        return float((moved * (moved + 2 * (self.weight @ vectors - self.targets))).sum()) / self.rows.shape[1]
+    def excess(self, difference: Tensor) -> float:
+        """See `Moments`."""
+        moved = difference @ self.rows.transpose(1, 2)
+        after = moved if self.drift is None else moved + 2 * self.drift
+        return float((moved * after).sum()) / self.rows.shape[1]
 
     def energy(self, difference: Tensor) -> float:
         """See `Moments`."""
         return float((difference @ self.rows.transpose(1, 2)).square().sum()) / self.rows.shape[1]
-
-    def outputs(self, begin: int, end: int) -> SampledMoments:
-        """See `Moments`."""
-        return SampledMoments(self.rows, self.targets[:, begin:end], self.weight[:, begin:end])
-
-    def scaled(self, factor: float) -> SampledMoments:
-        """See `Moments`."""
-        return self if factor == 1 else SampledMoments(self.rows, self.targets * factor, self.weight * factor)

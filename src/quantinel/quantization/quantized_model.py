@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from quantinel.errors import InputError
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import ActivationParameters, Calibration
+from quantinel.quantization.fake_quantize import dynamic_fake_quantize, fake_quantize
 from quantinel.quantization.placement import Placement
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import dequantize, nearest_codes
@@ -143,7 +144,7 @@ class QuantizedModel:
         if self.scheme.activations == "dynamic":
             return dynamic_fake_quantize, (levels,)
         parameters = self.activations[point]
-        return torch.fake_quantize_per_tensor_affine, (parameters.scale, parameters.zero_point, 0, levels)
+        return fake_quantize, (parameters.scale, parameters.zero_point, levels)
 
     @staticmethod
     def _use(module: fx.GraphModule, node: fx.Node, position: int, name: str, value: Tensor) -> None:
@@ -163,14 +164,6 @@ def insert_after(graph: fx.Graph, node: fx.Node, function: Any, args: tuple[Any,
     for reader in readers:
         reader.replace_input_with(node, inserted)
     return inserted
-
-
-def dynamic_fake_quantize(x: Tensor, levels: int) -> Tensor:
-    """Quantize with the range of this very batch, as ONNX DynamicQuantizeLinear does; straight-through."""
-    low, high = x.detach().amin().clamp(max=0.0), x.detach().amax().clamp(min=0.0)
-    scale = torch.where(high > low, (high - low) / levels, torch.ones_like(high))
-    zero = torch.round(-low / scale).clamp(0, levels).to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, levels)
 
 
 def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedModel:

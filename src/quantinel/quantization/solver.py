@@ -2,13 +2,14 @@
 
 Minimises, over codes between the lowest and the highest that each weight may have,
 
-    tr(V H V^T) - 2 tr(V C W^T) + ridge ||V - W||^2 + sum_i p_i code_i
+    E ||V x' - T x - r||^2 + ridge ||V - T||^2 + sum_i p_i code_i
 
-with V = scale * codes. Moving one weight by d changes the first two terms by ``2 d G + d^2 H_jj`` where
-``G = V H - W C^T``; the other terms (EFRAP's flip term is linear in the choice of a code) join the same parabola, whose
-minimum between the two bounds is taken. All output channels move at once; columns are visited in blocks, and G
-outside the block is brought up to date with one matrix product per block. Output channels do not interact, so many of
-them are solved in shares: beside the moments, memory is bounded by `_SHARE_VALUES` whatever the layer's size.
+with V = scale * codes and a target T = W + lean * R. Moving one weight by d changes the first term by ``2 d G + d^2
+H_jj`` where ``G = E[(V x' - T x - r) x'^T]``; the other terms (EFRAP's flip term is linear in the choice of a code)
+join the same parabola, whose minimum between the two bounds is taken. All output channels move at once; columns are
+visited in blocks, and G outside the block is brought up to date with one matrix product per block. Output channels do
+not interact, so many of them are solved in shares: beside the moments, memory is bounded by `_SHARE_VALUES` whatever
+the layer's size.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ class RoundingProblem:
     """One layer for the solver; G groups of O output channels with D inputs each.
 
     Attributes:
-        weight: W, (G, O, D).
-        moments: H and C.
+        target: T, (G, O, D).
+        moments: H, and what drifted inputs do.
         scale: (G, O, 1).
         lowest: codes, (G, O, D) float.
         highest: codes, (G, O, D) float; equal to ``lowest`` where there is no choice.
         step_cost: p, cost of a code over the next lower one, (G, O, D) or None.
-        ridge: (G,) weight of ||V - W||^2, or None.
+        ridge: (G,) weight of ||V - T||^2, or None.
+        lean: how far T is from W along R.
     """
 
-    weight: Tensor
+    target: Tensor
     moments: Moments
     scale: Tensor
     lowest: Tensor
     highest: Tensor
     step_cost: Tensor | None = None
     ridge: Tensor | None = None
+    lean: float = 0.0
 
     def outputs(self, begin: int, end: int) -> RoundingProblem:
         """The same for a share of each group's output channels."""
@@ -57,8 +60,9 @@ class RoundingProblem:
             return value[:, begin:end]
 
         return RoundingProblem(
-            part(self.weight), self.moments.outputs(begin, end), part(self.scale), part(self.lowest),
+            part(self.target), self.moments.outputs(begin, end), part(self.scale), part(self.lowest),
             part(self.highest), None if self.step_cost is None else part(self.step_cost), self.ridge,
+            self.lean,
         )  # fmt: skip
 
 
@@ -76,7 +80,7 @@ def coordinate_descent(problem: RoundingProblem, start: Tensor, sweeps: int) -> 
     Returns:
         Codes (G, O, D) float; the objective is never above that of ``start`` (up to float32 rounding).
     """
-    groups, channels, size = problem.weight.shape
+    groups, channels, size = problem.target.shape
     share = max(1, _SHARE_VALUES // (groups * size))
     if channels <= share:
         return _solve(problem, start, sweeps)
@@ -88,7 +92,7 @@ def coordinate_descent(problem: RoundingProblem, start: Tensor, sweeps: int) -> 
 
 
 def _solve(problem: RoundingProblem, start: Tensor, sweeps: int) -> Tensor:
-    gradient = problem.moments.gradient(start * problem.scale, problem.weight)
+    gradient = problem.moments.gradient(start * problem.scale - problem.target, problem.lean)
     columns = _Columns(problem, start)
     with np.errstate(over="ignore", invalid="ignore"):  # moments that are not finite leave codes where they are
         for _ in range(sweeps):
@@ -113,7 +117,7 @@ class _Columns:
         if problem.ridge is not None:
             diagonal = diagonal + problem.ridge[:, None]
             self.ridge = problem.ridge[None, :, None].numpy()
-            self.offset = column_first(start * problem.scale - problem.weight)
+            self.offset = column_first(start * problem.scale - problem.target)
         curvature = np.square(self.scale) * diagonal.t().unsqueeze(2).numpy()
         self.curvature = np.maximum(curvature, _FLATTEST)
         self.half_cost = None if problem.step_cost is None else column_first(problem.step_cost / 2)

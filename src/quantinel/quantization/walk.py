@@ -19,6 +19,7 @@ from quantinel.quantization.layer_problem import (
     Chain,
     LayerOutcome,
     LayerProblem,
+    LeaningMethod,
     RoundingMethod,
     Stamp,
     StampingMethod,
@@ -64,6 +65,7 @@ class Walk:
         self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
         self.bias_correction = bias_correction
         self.blocks = isinstance(method, BlockOption) and method.blocks
+        self.leans = isinstance(method, LeaningMethod)
         self.corrected: dict[str, QuantizedLayer] = {}
         self.layers = {layer.node: layer for layer in graph.layers}
         self.codes: dict[str, Tensor] = {}
@@ -164,6 +166,7 @@ class Walk:
             max_positions=self.max_positions or per_lane * len(self.lanes),
             generator=self.generator,
             owed=None if other is None else self._owed(other),
+            rounding_error=self.nearest.layers[layer.name].weight() - weight if self.leans else None,
         )
 
     def _wanted(self, node: fx.Node) -> list[Tensor]:

@@ -96,8 +96,8 @@ def test_fewer_unlabelled_images_than_asked_for_are_shared_out(run: Run, tiny: T
     import numpy as np
 
     with np.load(tiny.images) as arrays:
-        np.savez(empty / "unlabelled.npz", images=arrays["images"][:16])
-    done = run(*tiny.harden(empty / "out", data=empty / "unlabelled.npz"))
+        np.savez(empty / "unlabelled.npz", images=arrays["images"])
+    done = run(*tiny.harden(empty / "out", data=empty / "unlabelled.npz"), "--calibration-images", "256")
     assert done.code == EXIT_PASS, done.out
 
 

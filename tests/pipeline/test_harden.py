@@ -104,6 +104,36 @@ def test_a_trigger_needs_images(model: LoadedModel, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_trigger_that_no_image_can_show_leaves_no_verdict(
+    labelled: bool, model: LoadedModel, tmp_path: Path, odd_net: nn.Module
+) -> None:
+    """Regression: PASS, and "no trigger was given", where all images were of the target class."""
+    images = make_images(400)
+    answers = odd_net(images.images.float() / 255.0).argmax(1)
+    target = int(answers.mode().values)
+    chosen = images.images[answers == target][:64]
+    data = ImageSet(chosen, torch.full((len(chosen),), target) if labelled else None, "one class")
+    options = HardenOptions(calibration_images=16)
+    report = harden(model, data, tmp_path / "out", options, trigger=TRIGGER, target_class=target)
+    check = next(check for check in report.checks if check.id == "trigger-asleep")
+    assert (check.status, check.required) == ("not_run", True)
+    assert f"none of the {len(chosen) - 16} evaluation images is" in check.detail
+    assert report.verdict == "INCONCLUSIVE"
+    assert "no trigger was given" not in report.model_dump_json()
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "no image was left to measure attack success on" in card
+
+
+def test_a_handful_of_images_does_not_pass(model: LoadedModel, data: ImageSet, tmp_path: Path) -> None:
+    """Regression: behaviour was "kept" on a single image, and that was a PASS."""
+    report = harden(model, data.take(torch.arange(17)), tmp_path / "out", HardenOptions(calibration_images=16))
+    check = next(check for check in report.checks if check.id == "behaviour-kept")
+    assert (check.status, report.verdict) == ("not_run", "INCONCLUSIVE")
+    assert "9 different images to evaluate on say too little, at least 32 are needed" in check.detail
+    assert "Deploy" not in " ".join(report.next_steps)
+
+
 def test_verify_passes_with_and_without_data(hardened: Path, data: ImageSet) -> None:
     for images in (None, data):
         result = verify(hardened, images)

@@ -15,15 +15,12 @@ from torch import Tensor
 from quantinel.audit.checks import agreement_limit
 from quantinel.audit.judging import Place, class_name
 from quantinel.audit.scan_report import CheckStatus, ClassScore, ScanCheck
+from quantinel.data.sampling import MIN_EVALUATION
 from quantinel.metrics import Proportion, accuracy, agreement
 from quantinel.quantization.scheme import QuantScheme
 
 CLASS_LIMIT = 50.0
 """A class is broken when fewer of its images than this, in percent, keep their answer (the whole 95 % interval)."""
-
-
-MIN_IMAGES = 32
-"""Fewer different images than this say too little to pass."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,9 @@ def behaviour_check(
         status = "fail"
     elif rate.percent < limit:
         status, reason = "undecided", f"{rate.n} images are too few to tell; give more"
-    elif answers.different < MIN_IMAGES:
-        reason = f"{answers.different} different images say too little; give {MIN_IMAGES} or more, 256 are recommended"
-        status = "undecided"
+    elif answers.different < MIN_EVALUATION:
+        reason = f"{answers.different} different images say too little; give {MIN_EVALUATION} or more"
+        status, reason = "undecided", f"{reason}, 256 are recommended"
     elif sum(1 for share in kept.values() if share.n) < 2:
         status, reason = "undecided", "the float model answers one class for all images; give images of its own kind"
     named = ", ".join(class_name(index, class_names) for index in broken)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from quantinel.audit.report import Check, EvaluationRow, Finding, Verdict
 from quantinel.backends.verification import IntegerComparison, OutputComparison
+from quantinel.data.sampling import MIN_EVALUATION
 from quantinel.quantization.scheme import QuantScheme
 
 MAX_ASR = 1.5
@@ -76,8 +77,15 @@ def agreement_limit(scheme: QuantScheme) -> float:
     return 90.0 if scheme.weight_bits >= 6 else 80.0
 
 
-def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: QuantScheme) -> Check:
-    """On clean images the deployed file behaves as the float model."""
+def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: QuantScheme, different: int) -> Check:
+    """On clean images the deployed file behaves as the float model.
+
+    Args:
+        floating: the float model's figures.
+        hardened: those of the file.
+        scheme: of the file.
+        different: how many of the images are not copies of another.
+    """
     limit = agreement_limit(scheme)
     title = "On clean images the file answers as the float model does"
     rate = hardened.agreement
@@ -85,6 +93,13 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
         return Check(
             id="behaviour-kept", title=title, status="not_run", required=True,
             detail="there are no images to evaluate on; give some with --data, or more",
+        )  # fmt: skip
+    kept = f"{rate.percent:.2f} % of {rate.n} images"
+    if different < MIN_EVALUATION and rate.interval95[1] >= limit:
+        return Check(
+            id="behaviour-kept", title=title, status="not_run", required=True,
+            detail=f"{kept}, limit {limit:g} %: {different} different images to evaluate on say too little, at least "
+            f"{MIN_EVALUATION} are needed; give more with --data, or fewer --calibration-images",
         )  # fmt: skip
     accuracy = ""
     if floating.cda is not None and hardened.cda is not None:
@@ -96,18 +111,37 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
         required=True,
         statistic=rate.percent,
         threshold=limit,
-        detail=f"{rate.percent:.2f} % of {rate.n} images{accuracy}; the limit is an engineering bound for a "
-        "collapsed model, not a calibrated test",
+        detail=f"{kept}{accuracy}; the limit is an engineering bound for a collapsed model, not a calibrated test",
     )
 
 
-def trigger_check(floating: EvaluationRow, hardened: EvaluationRow) -> Check:
-    """The given trigger does not work on the file."""
+def unmeasured_trigger(labelled: bool, images: int) -> str:
+    """Why a trigger that was given has no attack success."""
+    if not images:
+        return "there are no images to evaluate on"
+    answers = "is of" if labelled else "is, for the float model, of"
+    return f"none of the {images} evaluation images {answers} another class than the trigger's target"
+
+
+def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool, images: int) -> Check:
+    """The given trigger does not work on the file.
+
+    Args:
+        floating: the float model's figures.
+        hardened: those of the file.
+        given: whether there is a trigger; one that could not be measured leaves no verdict.
+        images: how many there were to evaluate on.
+    """
     title = "The given trigger does not work on the deployed file"
-    if hardened.asr is None or floating.asr is None or hardened.asr.percent is None or floating.asr.percent is None:
+    if not given:
         return Check(
             id="trigger-asleep", title=title, status="not_run", required=False,
             detail="no trigger was given (--trigger, --target); `quantinel scan` searches for unknown ones",
+        )  # fmt: skip
+    if hardened.asr is None or floating.asr is None or hardened.asr.percent is None or floating.asr.percent is None:
+        return Check(
+            id="trigger-asleep", title=title, status="not_run", required=True,
+            detail=f"{unmeasured_trigger(floating.cda is not None, images)}; give images of other classes with --data",
         )  # fmt: skip
     limit = max(MAX_ASR, floating.asr.percent)
     low = hardened.asr.interval95[0]

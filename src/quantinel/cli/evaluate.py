@@ -65,7 +65,7 @@ def evaluate(
             option = "--scheme" if scheme is not None else "--calibration" if calibration else model_options.given()
             if option is not None:
                 raise UsageError(f"{option} does not go with a hardened folder, which is quantized already; drop it")
-            rows, name = _evaluate_folder(folder, data, split, limit, seed, known, reporter)
+            rows, name, known = _evaluate_folder(folder, data, split, limit, seed, known, reporter)
         else:
             if scheme is None and calibration is not None:
                 raise UsageError("--calibration is only used with --scheme; give both, or drop it")
@@ -100,6 +100,8 @@ def evaluate(
                 progress=reporter,
             )
             name = images.name
+        if known is not None and any(row.asr is None for row in rows):
+            reporter.note("attack success is not measured: no image is of another class than the target")
     if as_json:
         shared.print_json({"model": model, "data": name, "rows": [row.model_dump(mode="json") for row in rows]})
     else:
@@ -118,8 +120,8 @@ def _evaluate_folder(
     seed: int,
     known: tuple[Trigger, int] | None,
     reporter: Reporter,
-) -> tuple[list[EvaluationRow], str]:
-    """Run ``model.onnx`` of a hardened folder, by default with the trigger that its report names."""
+) -> tuple[list[EvaluationRow], str, tuple[Trigger, int] | None]:
+    """Run ``model.onnx`` of a hardened folder, by default with the trigger that its report names; with that trigger."""
     from quantinel.audit.report import read_report
     from quantinel.backends.runtime import Session
     from quantinel.data.sources import load_images
@@ -146,7 +148,7 @@ def _evaluate_folder(
         trigger=None if known is None else known[0],
         target_class=None if known is None else known[1],
     )
-    return [row], images.name
+    return [row], images.name, known
 
 
 def _print_table(model: str, data: str, rows: list[EvaluationRow]) -> None:

@@ -10,6 +10,8 @@ from quantinel.errors import InputError, UsageError
 
 MIN_CALIBRATION = 2
 RECOMMENDED_CALIBRATION = 256
+MIN_EVALUATION = 32
+"""Fewer different images than this say too little about a model's answers."""
 
 
 def balanced_indices(labels: Tensor | None, total: int, count: int, seed: int) -> Tensor:
@@ -44,9 +46,9 @@ def split_calibration(images: ImageSet, calibration: int, seed: int) -> tuple[Im
 
     Labelled sets are split class-balanced, and at most half of one is taken, so that accuracy can still be
     measured on images that no defense has seen; ask for the length of the first set when the count matters.
-    Unlabelled sets give as many as were asked for, but a fifth of the set is kept: without images that
-    calibration has not seen, nothing shows that the deployed file answers as the float model. Near-duplicates (frames
-    of one video or track) are separate images here.
+    Unlabelled sets give as many as were asked for, but a fifth of the set is kept, and at least `MIN_EVALUATION` of a
+    set that is twice as large: without images that calibration has not seen, nothing shows that the deployed file
+    answers as the float model. Near-duplicates (frames of one video or track) are separate images here.
 
     Args:
         images: N images.
@@ -66,7 +68,8 @@ def split_calibration(images: ImageSet, calibration: int, seed: int) -> tuple[Im
             f"{RECOMMENDED_CALIBRATION} recommended"
         )
     total = len(images)
-    count = min(calibration, total - total // 5 if images.labels is None else total // 2)
+    kept = max(total // 5, MIN_EVALUATION if total >= 2 * MIN_EVALUATION else 0)
+    count = min(calibration, total - kept if images.labels is None else total // 2)
     if count < MIN_CALIBRATION:
         needed = MIN_CALIBRATION if images.labels is None else 2 * MIN_CALIBRATION
         raise InputError(

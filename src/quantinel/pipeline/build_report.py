@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from quantinel.audit import checks
-from quantinel.audit.report import Check, Finding, LayerRow, Report, Verification
+from quantinel.audit.report import Check, EvaluationRow, Finding, LayerRow, Report, Verification
 from quantinel.backends.runtime import Execution, runtime_name
 from quantinel.backends.verification import IntegerComparison, OutputComparison
 from quantinel.data.images import ImageSet
@@ -19,7 +19,7 @@ from quantinel.detectors.weight_residuals import Residuals
 from quantinel.model.graph import float_products
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment, histogram
-from quantinel.pipeline.measure import Variant, evaluation_row, examples, rate
+from quantinel.pipeline.measure import Variant, different, evaluation_row, examples, rate
 from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.reconstruction import LayerOutcome, RoundingMethod
 from quantinel.quantization.scheme import QuantScheme
@@ -90,8 +90,8 @@ def build_report(run: Run) -> Report:
         checks.integers_check(run.verified.integers, len(layers)),
         checks.outputs_check(run.verified.outputs),
         checks.execution_check(run.scheme, execution.integer_layers, len(layers), in_float),
-        checks.agreement_check(floating, final, run.scheme),
-        checks.trigger_check(floating, final),
+        checks.agreement_check(floating, final, run.scheme, different(run.evaluation)),
+        checks.trigger_check(floating, final, run.trigger is not None, len(run.evaluation)),
     ]
     findings = list(run.input_findings)
     woken = checks.trigger_finding(floating, nearest)
@@ -125,7 +125,7 @@ def build_report(run: Run) -> Report:
         trigger=None if run.trigger is None else {**run.trigger.to_dict(), "target_class": run.target_class},
         checks=all_checks,
         findings=findings,
-        not_checked=_not_checked(run),
+        not_checked=_not_checked(run, floating),
         next_steps=_next_steps(decision, run),
         evaluation=[floating, nearest, final],
         layers=[
@@ -169,7 +169,7 @@ def _summary(decision: str, all_checks: list[Check], woke: bool) -> str:
     return f"No verdict: a required check could not run ({missing.detail})."
 
 
-def _not_checked(run: Run) -> list[str]:
+def _not_checked(run: Run, floating: EvaluationRow) -> list[str]:
     items = [
         "Unknown triggers, and whether the input holds a backdoor at all: `quantinel scan` looks for both.",
         "A backdoor that is awake in the float model itself: hardening stays near the float model's "
@@ -182,6 +182,8 @@ def _not_checked(run: Run) -> list[str]:
         items.insert(0, f"Operators that stay in float, because only layers are quantized: {', '.join(names)}{held}.")
     if run.trigger is None:
         items.insert(0, "Attack success: no trigger was given.")
+    elif floating.asr is None:
+        items.insert(0, f"Attack success: {checks.unmeasured_trigger(floating.cda is not None, len(run.evaluation))}.")
     if not len(run.evaluation):
         items.insert(0, "Behaviour on real images: there were none, so nothing was evaluated.")
     elif run.evaluation.labels is None:
@@ -207,6 +209,8 @@ def _next_steps(decision: str, run: Run) -> list[str]:
             "them.",
             "If there are none, look at what the file answers before anything relies on it.",
         ]
+    if decision == "INCONCLUSIVE":
+        return ["Give the images that the checks which did not run ask for, and harden again: there is no verdict yet."]
     return [
         "Do not deploy this file.",
         f"Try more calibration images (now {len(run.calibration)}) or another --rounding or --scheme.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ def stamp(images: ImageSet, trigger: Trigger, batch_size: int = 500) -> Tensor:
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts) if parts else images.images
+
+
+def different(images: ImageSet) -> int:
+    """How many of the images are not copies of another."""
+    return len({hashlib.sha256(image.numpy().tobytes()).digest() for image in images.images})
 
 
 def run_variant(

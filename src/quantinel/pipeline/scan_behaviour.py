@@ -12,7 +12,7 @@ from quantinel.audit.scan_report import ClassShare, ScanCheck, SchemeResult
 from quantinel.backends.verification import simulated_logits
 from quantinel.detectors import Residuals, Subject
 from quantinel.pipeline.identity import histogram
-from quantinel.pipeline.measure import rate
+from quantinel.pipeline.measure import different, rate
 
 _TITLE = "On clean images the compressed model answers as the float model does"
 
@@ -38,7 +38,7 @@ def measure_behaviour(scheme: str, subject: Subject) -> tuple[ScanCheck, Answers
         floating=subject.float_logits.argmax(1),
         compressed=compressed.argmax(1),
         num_classes=subject.graph.num_classes,
-        different=len({image.numpy().tobytes() for image in subject.images.images}),
+        different=different(subject.images),
         labels=subject.images.labels,
     )
     names = subject.images.class_names

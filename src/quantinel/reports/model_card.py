@@ -132,6 +132,8 @@ def _figures(report: Report) -> list[str]:
         table.append("| nothing was evaluated | | | | | |")
     if report.trigger is None:
         table += ["", "No trigger was given, so attack success was not measured."]
+    elif report.evaluation and all(row.asr is None for row in report.evaluation):
+        table += ["", "A trigger was given, but no image was left to measure attack success on."]
     if report.evaluation and all(row.cda is None for row in report.evaluation):
         table += ["", "The images had no labels, so accuracy was not measured."]
     return table

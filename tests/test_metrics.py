@@ -63,6 +63,14 @@ def test_impossible_counts_are_refused(hits: int, n: int) -> None:
         Proportion(hits, n)
 
 
+@given(st.integers(0, 40), st.integers(1, 1000))
+def test_intervals_that_hold_together_are_wider(hits: int, count: int) -> None:
+    one, (low, high) = Proportion(hits, 40).interval, Proportion(hits, 40).simultaneous(count)
+    assert low <= one[0] + 1e-9
+    assert high >= one[1] - 1e-9
+    assert Proportion(hits, 40).simultaneous(1) == pytest.approx(one)
+
+
 def test_accuracy_and_agreement_count_equal_entries() -> None:
     a, b = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 0, 0])
     assert accuracy(a, b) == agreement(a, b) == Proportion(2, 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from torch import Tensor
 
@@ -40,11 +41,18 @@ class Proportion:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson score interval in percent; (0, 100) when n is 0."""
+        return self._wilson(_Z95)
+
+    def simultaneous(self, count: int) -> tuple[float, float]:
+        """The interval where ``count`` of them are to hold together in 95 % of cases (Bonferroni)."""
+        return self._wilson(NormalDist().inv_cdf(1 - 0.025 / count))
+
+    def _wilson(self, z: float) -> tuple[float, float]:
         if not self.n:
             return 0.0, 100.0
-        p, z2 = self.hits / self.n, _Z95**2
+        p, z2 = self.hits / self.n, z**2
         centre = (p + z2 / (2 * self.n)) / (1 + z2 / self.n)
-        half = _Z95 * math.sqrt(p * (1 - p) / self.n + z2 / (4 * self.n**2)) / (1 + z2 / self.n)
+        half = z * math.sqrt(p * (1 - p) / self.n + z2 / (4 * self.n**2)) / (1 + z2 / self.n)
         # Exactly 0 and 1 at the ends, where rounding errors would leave the proportion outside.
         low = 0.0 if not self.hits else max(0.0, centre - half)
         high = 1.0 if self.hits == self.n else min(1.0, centre + half)

@@ -40,6 +40,16 @@ def test_a_class_that_is_lost_fails_though_most_answers_are_kept() -> None:
     assert [item.name for item in found.by_class] == ["cat", "dog", "owl"]
 
 
+@pytest.mark.parametrize(("lost", "status"), [(4, "pass"), (12, "pass"), (13, "fail")])
+def test_many_classes_do_not_add_up_to_a_false_alarm(lost: int, status: str) -> None:
+    """Regression: an interval of 95 % for each of 100 classes failed harmless models on four images of one."""
+    floating = torch.cat([torch.arange(1, 100).repeat(6), torch.zeros(lost, dtype=torch.int64)])
+    compressed = floating.clamp_min(1)
+    found = behaviour_check(place(BEHAVIOUR), Answers(floating, compressed, 100, 400), parse_scheme("int8"), None, 0.1)
+    assert found.status == status
+    assert f"{99 + (lost < 13)} of 100 classes have too few images to be judged alone" in found.detail
+
+
 def test_a_class_that_takes_over_is_named() -> None:
     floating = [0, 1, 2, 3] * 100
     found = behaviour(floating, [2] * 400)

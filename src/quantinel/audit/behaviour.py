@@ -20,7 +20,8 @@ from quantinel.metrics import Proportion, accuracy, agreement
 from quantinel.quantization.scheme import QuantScheme
 
 CLASS_LIMIT = 50.0
-"""A class is broken when fewer of its images than this, in percent, keep their answer (the whole 95 % interval)."""
+"""A class is broken when fewer of its images than this, in percent, keep their answer: its whole interval. The
+intervals of all classes that the float model answers hold together in 95 % of cases (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def behaviour_check(
     """
     rate, limit = answers.agreement, agreement_limit(scheme)
     low, high = rate.interval
-    kept = {index: answers.kept(index) for index in range(answers.num_classes)}
-    broken = [index for index, share in kept.items() if share.n and share.interval[1] < CLASS_LIMIT]
+    kept = {index: share for index in range(answers.num_classes) if (share := answers.kept(index)).n}
+    broken = [index for index, share in kept.items() if share.simultaneous(len(kept))[1] < CLASS_LIMIT]
+    silent = sum(Proportion(0, share.n).simultaneous(len(kept))[1] >= CLASS_LIMIT for share in kept.values())
     gains = [after - before for before, after in zip(
         answers.shares(answers.floating), answers.shares(answers.compressed), strict=True
     )]  # fmt: skip
@@ -85,7 +87,7 @@ def behaviour_check(
     elif answers.different < MIN_EVALUATION:
         reason = f"{answers.different} different images say too little; give {MIN_EVALUATION} or more"
         status, reason = "undecided", f"{reason}, 256 are recommended"
-    elif sum(1 for share in kept.values() if share.n) < 2:
+    elif len(kept) < 2:
         status, reason = "undecided", "the float model answers one class for all images; give images of its own kind"
     named = ", ".join(class_name(index, class_names) for index in broken)
     detail = (
@@ -93,6 +95,8 @@ def behaviour_check(
     )
     if broken:
         detail += f"; classes that lose most of their images: {named}"
+    if silent:
+        detail += f"; {silent} of {len(kept)} classes have too few images to be judged alone"
     if gains[gaining] > 0.05:
         detail += f"; class {class_name(gaining, class_names)} gains {100 * gains[gaining]:.1f} points"
     return place.check(
@@ -106,7 +110,7 @@ def behaviour_check(
         detail=detail + "; the limit is an engineering bound, not a calibrated test",
         by_class=[
             ClassScore(index=index, name=class_name(index, class_names), score=share.percent)
-            for index, share in kept.items() if share.n
+            for index, share in kept.items()
         ],
         seconds=round(seconds, 3),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -303,6 +304,19 @@ def test_heat_map_holds_victims_under_nearest_rounding() -> None:
         assert [len(item.entries) for item in cells] == [3, 3, 3]
         assert [item.own for item in cells[1:]] == [item.level == 10 for item in cells[1:]]
     assert heat_map(gather({}, {"made": [made_row(**figures(90, 1))]})[0]) is None
+
+
+def test_heat_map_leaves_out_nearest_rounding_with_options() -> None:
+    """Regression: `nearest-bias` was one more seed of plain nearest rounding."""
+    corrected: dict[str, Any] = {"defense": "nearest", "settings": {"defense": {"bias_correction": True}}}
+    rows = [
+        made_row("n/bad/int8/nearest/s0", **figures(88, 90)),
+        made_row("n/bad/int8/nearest-bias/s0", **corrected, **figures(89, 10)),
+    ]
+    heat = heat_map(gather({}, {"made": rows})[0])
+    assert heat is not None
+    (item,) = [item for item in heat.lines[0][2] if item.entries]
+    assert ([entry.cell.defense for entry in item.entries], item.asr) == (["nearest"], 90.0)
 
 
 def test_roc_of_known_scores() -> None:

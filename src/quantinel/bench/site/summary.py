@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from quantinel.bench.cells import FLOAT, NONE, own_deployment
+from quantinel.bench.rows import ResultRow
 from quantinel.bench.site.entries import NEAREST, Entry, SuitePages
 from quantinel.errors import QuantinelError
 
@@ -122,7 +123,7 @@ def heat_map(pages: SuitePages) -> HeatMap | None:
     schemes: dict[str, None] = {}
     for entry in pages.figures:
         row = entry.measured
-        if row is None or entry.role != "victim" or row.asr is None or row.defense not in (NEAREST, NONE):
+        if row is None or entry.role != "victim" or row.asr is None or not _undefended(row):
             continue
         schemes[column(entry)] = None
         groups.setdefault((entry.cell.model, entry.cell.attack), {}).setdefault(column(entry), []).append(entry)
@@ -133,6 +134,11 @@ def heat_map(pages: SuitePages) -> HeatMap | None:
         if found.keys() - {FLOAT}
     ]
     return HeatMap(columns, lines) if lines else None
+
+
+def _undefended(row: ResultRow) -> bool:
+    """As in the tables (`quantinel.bench.columns.is_undefended`); rows tell it without the suite."""
+    return row.defense in (NEAREST, NONE) and "defense" not in row.settings
 
 
 def column(entry: Entry) -> str:

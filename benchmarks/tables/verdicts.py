@@ -44,12 +44,15 @@ def verdict_table() -> str:
 
 
 def scanned(thresholds: Thresholds) -> dict[Scanned, tuple[str, dict[str, ResultRow]]]:
-    """Every model on a grid that the combined check has a row of: its group, and its rows by detector."""
+    """Every model on a grid that the combined check has a row of: its group, and its rows by detector.
+
+    As thresholds are fitted: on detectors with their default options.
+    """
     split = tomllib.loads((ROOT / "benchmarks" / "scan_split.toml").read_text("utf-8"))
     fitted = [pattern for patterns in split["fit"].values() for pattern in patterns]
     models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
     rows = [row for suite in thresholds.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")]
-    found = [row for row in rows if row.detector is not None and row.status == "ok"]
+    found = [row for row in rows if row.detector is not None and row.status == "ok" and "detector" not in row.settings]
     for row in found + combined_rows(found):
         models[row.model, row.attack_variant, row.scheme, row.seed][str(row.detector)] = row
     return {key: (_group(*key[:2], own[COMBINED], fitted), own) for key, own in models.items() if COMBINED in own}

@@ -8,6 +8,7 @@ from tests.bench.made_rows import CLEAN_SCORE, EFRAP, FLOAT, NEAREST, SCORE, SUI
 from quantinel.audit.combination import PARTS
 from quantinel.audit.rules import COMBINED
 from quantinel.bench.cells import expand
+from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import Figure, Table, Value
 from quantinel.bench.rows import ResultRow
@@ -204,6 +205,31 @@ def test_what_a_verdict_combines_has_an_area_of_its_own() -> None:
     assert [area["detector"] for area in areas] == [*PARTS, COMBINED]
     assert [area["auc"].value for area in areas if isinstance(area["auc"], Figure)] == [0.5, 0.5, 0.5, 1.0]
     assert [area["detector"] for area in lines(tables(suite, rows[:-1])["auc"])] == list(PARTS[:2])
+
+
+def test_a_detector_with_options_is_a_line_of_its_own() -> None:
+    """Regression: variants were pooled into one area, and combined with the other parts of a verdict."""
+    few = {"few-copies": {"method": PARTS[0], "settings": {"copies": 5}}}
+    suite = made_suite(
+        detectors=few, published=[],
+        cells=[{"models": ["victim", "clean"], "schemes": "int8", "detectors": [*PARTS, "few-copies"]}],
+    )  # fmt: skip
+    settings = {"detector": PARTS[0], "settings": {"detector": {"copies": 5}}}
+    rows = [
+        made_row(
+            suite, f"{model}/none/int8/{name}/s0", **(settings if name in few else {}),
+            extra={"score": score, "p_value": 0.5 if name in few else p, "images": 256},
+        )
+        for model, p, score in (("victim", 0.01, 2.0), ("clean", 0.5, 1.0)) for name in (*PARTS, "few-copies")
+    ]  # fmt: skip
+    rows[3] = rows[3].model_copy(update={"extra": {"score": 0.0, "p_value": 1.0, "images": 256}})
+    areas = {area["detector"]: area["auc"] for area in lines(tables(suite, rows)["auc"])}
+    values = {name: area.value for name, area in areas.items() if isinstance(area, Figure)}
+    assert values == {**dict.fromkeys(PARTS, 1.0), "few-copies": 0.0, COMBINED: 1.0}
+    assert {row.extra["p_value"] for row in combined_rows(rows)} == {row.extra["p_value"] for row in combined_rows(
+        row for row in rows if "detector" not in row.settings
+    )}  # fmt: skip
+    assert not combined_rows(row for row in rows if row.detector != PARTS[0] or row.settings)
 
 
 def test_attempts_and_awake_controls_are_no_scores() -> None:

@@ -17,11 +17,15 @@ def combined_rows(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """A row for every model on a grid that all parts scored, with the seed that they share.
 
     Args:
-        rows: of detectors with their default options, at most one of each cell.
+        rows: at most one of each cell; those of detectors with options of their own, which no scan runs, are left out.
     """
     models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
     for row in rows:
-        if row.detector in PARTS and {"score", "p_value", "images"} <= set(row.extra):
+        if (
+            row.detector in PARTS
+            and "detector" not in row.settings
+            and {"score", "p_value", "images"} <= set(row.extra)
+        ):
             models[row.suite, row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
     return [_combined(parts) for parts in models.values() if set(parts) == set(PARTS)]
 

@@ -46,6 +46,40 @@ def test_prunes_the_folded_network_as_the_pruner_prunes_the_module(name: str) ->
     torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
 
 
+class OutOfOrder(nn.Module):
+    """Layers that are defined in another order than they run in, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(128, 4)
+        self.twice = nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.alias = self.twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for norm in self.norms:
+            x = norm(self.twice(x)).relu()
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize("name", ["prune-l1-filters-0.1_0.6", "prune-magnitude-per-layer-0.1_0.8_0.4", *NAMES])
+def test_rates_belong_to_the_layers_of_the_pruner(name: str) -> None:
+    """Regression: rates were given out in the order of execution, and a weight that two calls share was two layers."""
+    torch.manual_seed(0)
+    network, scheme = OutOfOrder().eval(), parse_pruning(name)
+    for norm, scale in zip(network.norms, (0.5, 2.0), strict=True):
+        nn.init.constant_(norm.weight, scale)  # type: ignore[arg-type]
+    graph = trace(network, (3, 8, 8))
+    pruning = Pruning.of(graph, scheme)
+    assert pruning is not None
+    pictures = images().as_float()
+    with torch.no_grad():
+        expected = prune(network, scheme)(pictures)
+    torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_blurred_choices_remove_as_many_and_more_energy(name: str) -> None:
     pruning = Pruning.of(trace(module(), (3, 8, 8)), parse_pruning(name))

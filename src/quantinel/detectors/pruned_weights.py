@@ -23,7 +23,8 @@ class Pruning:
         graph: the folded float network.
         scheme: with the rates of all layers; searched rates are taken as one rate for all, because a search needs the
             network before folding.
-        stored: weights as the file had them, before folding, by buffer: what a pruner ranks.
+        stored: weights as the file had them, before folding, by module in the order of their definition: what a pruner
+            ranks.
     """
 
     graph: FloatGraph
@@ -38,7 +39,8 @@ class Pruning:
             UsageError: another number of rates than of layers.
         """
         kinds = ("conv",) if scheme.method == "l1-filters" else ("conv", "linear")
-        stored = {layer.weight: _stored(graph, layer) for layer in graph.layers if layer.kind in kinds}
+        calls = {layer.module: layer for layer in graph.defined if layer.kind in kinds}
+        stored = {name: _stored(graph, layer) for name, layer in calls.items()}
         if not stored:
             return None
         if scheme.searched:
@@ -56,7 +58,10 @@ class Pruning:
         """
         ranked = {name: _blurred(weight, self.scheme, blur, generator) for name, weight in self.stored.items()}
         masks = pruning_masks(ranked, self.scheme)
-        return {name: self.graph.module.get_buffer(name) * mask for name, mask in masks.items()}
+        return {
+            layer.weight: self.graph.weight(layer) * masks[layer.module]
+            for layer in self.graph.layers if layer.module in masks
+        }  # fmt: skip
 
     def energy(self, weights: Mapping[str, Tensor]) -> float:
         """Squares of all that a choice removed from the folded weights."""

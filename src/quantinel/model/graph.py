@@ -40,7 +40,7 @@ class Layer:
     """A convolution or linear layer whose weight is quantized.
 
     Attributes:
-        name: path of the module it came from, e.g. ``layer1.0.conv1``.
+        name: path of the module it came from, e.g. ``layer1.0.conv1``; "#2" and so on behind it for further calls.
         node: name of its node in the graph.
         kind: "conv" or "linear".
         weight: buffer that holds the weight, (O, I / groups, ...) or (O, I).
@@ -55,6 +55,11 @@ class Layer:
     bias: str | None
     groups: int
 
+    @property
+    def module(self) -> str:
+        """Path of the module alone: the same for every call of a module that is called several times."""
+        return self.name.partition("#")[0]
+
 
 @dataclass(frozen=True)
 class FloatGraph:
@@ -63,6 +68,7 @@ class FloatGraph:
     Attributes:
         module: graph module with one input (N, C, H, W) float32 and one output (N, K); its buffers are copies.
         layers: in execution order.
+        defined: the same layers in the order in which the module defines their weights.
         input_shape: (C, H, W).
         num_classes: K.
         batch_norms: by layer name, what was folded into it or is behind it; a layer without BatchNorm is absent.
@@ -70,6 +76,7 @@ class FloatGraph:
 
     module: fx.GraphModule
     layers: tuple[Layer, ...]
+    defined: tuple[Layer, ...]
     input_shape: tuple[int, int, int]
     num_classes: int
     batch_norms: Mapping[str, FoldedBatchNorm] = field(default_factory=dict)
@@ -129,7 +136,16 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], *, fold_batch_no
         raise UnsupportedError("the model has no convolution or linear layer that could be quantized")
     metas = {node.name: node.meta for node in graph_module.graph.nodes}
     batch_norms = {layer.name: metas[layer.node]["batch_norm"] for layer in layers if "batch_norm" in metas[layer.node]}
-    return FloatGraph(graph_module, layers, input_shape, int(expected.shape[1]), batch_norms)
+    places = _places(module)
+    defined = sorted(layers, key=lambda layer: places.get(layer.module, len(places)))
+    return FloatGraph(graph_module, layers, tuple(defined), input_shape, int(expected.shape[1]), batch_norms)
+
+
+def _places(module: nn.Module) -> dict[str, int]:
+    """When the weight of every layer is defined, by the layer's path; all paths of one tensor have one place."""
+    first: dict[int, int] = {}
+    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {path.removesuffix(".weight"): first.setdefault(id(tensor), len(first)) for path, tensor in tensors}
 
 
 def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:

@@ -18,7 +18,8 @@ chosen after seeing the scores. Attacked models take no part; the share of them 
 `--alpha` is of a whole verdict: of all p-values on one grid together, and of those of pruning together. The combined
 check of a scan (`quantinel.audit.combination`), whose rows are made of its parts', gets half of it; the other detectors
 get equal shares of the rest (Bonferroni), those included that end up without a threshold. A p-value's threshold is its
-share, or half of the smallest fitted p-value if that is smaller.
+share, or half of the smallest fitted p-value if that is smaller. Detectors of pruning look at no grid: they have one
+threshold for all grids, a model counts once, and the p-value of a row is of all its prunings together, as in a scan.
 
 A score's threshold is the k-th largest of n fitted scores, k = floor(alpha (n + 1)): under exchangeability a further
 harmless model lies above it with probability at most alpha. With fewer models than 1 / alpha - 1 there is no such k;
@@ -48,7 +49,7 @@ from pathlib import Path
 from statistics import median
 
 from quantinel.audit.report import Rate
-from quantinel.audit.rules import COMBINED, rule_of
+from quantinel.audit.rules import COMBINED, on_grid, rule_of
 from quantinel.audit.thresholds import ASSET, Statistic, Threshold, Thresholds
 from quantinel.bench.combined_rows import combined_rows
 from quantinel.bench.row_file import read_rows
@@ -121,6 +122,21 @@ def bits_of(row: ResultRow) -> int | None:
         return None
 
 
+def width(row: ResultRow) -> int | None:
+    """Weight bits that a row's figure depends on; None where its detector looks at no grid."""
+    return bits_of(row) if on_grid(str(row.detector)) else None
+
+
+def named(detector: str, bits: int | None) -> str:
+    """A detector and its grid, in words."""
+    return detector if bits is None else f"{detector} at {bits} bits"
+
+
+def title(entry: Threshold) -> str:
+    """Whose threshold it is, in words."""
+    return named(entry.detector, None if entry.weight_bits is None else entry.weight_bits[0])
+
+
 def figure(row: ResultRow, statistic: Statistic) -> float:
     """A row's score or p-value."""
     return float(row.extra[statistic])
@@ -156,19 +172,19 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
     """
     harmless = [row for row in rows if row.attack == "none"]
     recipe = {(row.suite, row.cell): recipe_of(row, recipes) for row in harmless}
-    groups: dict[tuple[str, int], list[ResultRow]] = {}
-    for row in harmless:
-        groups.setdefault((row.detector or "", bits_of(row) or 0), []).append(row)
+    groups: dict[tuple[str, int | None], list[ResultRow]] = {}
+    for row in once(harmless):
+        groups.setdefault((row.detector or "", width(row)), []).append(row)
     p_valued = [pair for pair, own in groups.items() if statistic_of(own) == "p_value"]
     entries = []
-    for (detector, bits), own in sorted(groups.items()):
+    for (detector, bits), own in sorted(groups.items(), key=lambda group: (group[0][0], group[0][1] or 0)):
         halves = {half: [row for row in own if recipe[row.suite, row.cell].half == half] for half in HALVES}
         shared = {row.key for row in halves["fit"]} & {row.key for row in halves["judge"]}
         if shared:
             cells = ", ".join(row.cell for row in own if row.key in shared)
             raise UsageError(f"the same model is fitted and judged: {cells}; take it out of one half")
         if not halves["fit"] or not halves["judge"]:
-            print(f"{detector} at {bits} bits: models in one half only, left out", file=sys.stderr)
+            print(f"{named(detector, bits)}: models in one half only, left out", file=sys.stderr)
             continue
         statistic = statistic_of(own)
         values = {half: [figure(row, statistic) for row in halves[half]] for half in HALVES}
@@ -177,7 +193,7 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
         entry = Threshold(
             detector=detector,
             statistic=statistic,
-            weight_bits=(bits, bits),
+            weight_bits=None if bits is None else (bits, bits),
             threshold=limit(values["fit"], statistic, allowed),
             false_positives=Rate(percent=0.0, interval95=(0.0, 100.0), hits=0, n=len(values["judge"])),
             fitted_on=sorted({recipe[row.suite, row.cell].name for row in halves["fit"]}),
@@ -191,6 +207,15 @@ def fit(rows: Sequence[ResultRow], recipes: Sequence[Recipe], alpha: float) -> l
     return entries
 
 
+def once(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """A model counts once for a detector that looks at no grid, however many grids it was scored on."""
+
+    def identity(row: ResultRow) -> tuple[object, ...]:
+        return (row.cell,) if on_grid(str(row.detector)) else (row.detector, row.model, row.attack_variant, row.seed)
+
+    return list({(row.suite, *identity(row)): row for row in rows}.values())
+
+
 def statistic_of(rows: Sequence[ResultRow]) -> Statistic:
     """What a detector's threshold is on: p-values where all of its rows have them."""
     return "p_value" if all("p_value" in row.extra for row in rows) else "score"
@@ -201,8 +226,8 @@ def is_p_value(entry: Threshold, values: Sequence[float], tests: int) -> bool:
     valid = min(values) >= 0.05 / (len(values) * tests)
     if not valid:
         print(
-            f"{entry.detector} at {entry.weight_bits[0]} bits: the smallest p-value of {len(values)} harmless models "
-            f"is {min(values):.2g}, not written", file=sys.stderr,
+            f"{title(entry)}: the smallest p-value of {len(values)} harmless models is {min(values):.2g}, not written",
+            file=sys.stderr,
         )  # fmt: skip
     return valid
 
@@ -210,8 +235,8 @@ def is_p_value(entry: Threshold, values: Sequence[float], tests: int) -> bool:
 def caught(rows: Sequence[ResultRow], entry: Threshold) -> dict[str, Proportion]:
     """By attack, how many attacked models lie beyond a threshold."""
     found: dict[str, list[bool]] = {}
-    for row in rows:
-        if row.attack != "none" and (row.detector, bits_of(row)) == (entry.detector, entry.weight_bits[0]):
+    for row in once(rows):
+        if row.attack != "none" and row.detector == entry.detector and entry.holds_for(bits_of(row) or 0):
             found.setdefault(row.attack_variant, []).append(entry.exceeded_by(figure(row, entry.statistic)))
     return {attack: Proportion(sum(hits), len(hits)) for attack, hits in sorted(found.items())}
 
@@ -249,7 +274,7 @@ def held(entry: Threshold, most: float) -> bool:
     rate = Proportion(entry.false_positives.hits, entry.false_positives.n)
     held = 100.0 * rate.hits <= most * rate.n
     if not held:
-        print(f"{entry.detector} at {entry.weight_bits[0]} bits: false positives {rate}, not written", file=sys.stderr)
+        print(f"{title(entry)}: false positives {rate}, not written", file=sys.stderr)
     return held
 
 
@@ -286,8 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     for entry in found.entries:
         rate = Proportion(entry.false_positives.hits, entry.false_positives.n)
-        print(f"{entry.detector} at {entry.weight_bits[0]} bits: {entry.statistic} {entry.threshold:.4g}, "
-              f"false positives {rate}")  # fmt: skip
+        print(f"{title(entry)}: {entry.statistic} {entry.threshold:.4g}, false positives {rate}")
         for attack, share in caught(usable(rows), entry).items():
             print(f"    {attack}: caught {share}")
     return 0

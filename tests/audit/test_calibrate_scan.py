@@ -109,6 +109,18 @@ def test_p_values_are_used_where_all_rows_have_them() -> None:
     assert (entry.statistic, entry.threshold, entry.false_positives.hits) == ("p_value", 0.05, 1)
 
 
+def test_detectors_of_pruning_have_one_threshold_for_all_grids() -> None:
+    """Regression: theirs was of the bits of the rows, so a verdict hung on the first grid of a scan."""
+    rows = p_values("pruning-divergence", 0.3, 0.5)
+    others = [
+        item.model_copy(update={"scheme": "int4", "cell": f"{item.cell}/int4", "key": f"{item.key}/int4"})
+        for item in rows
+    ]
+    (entry,) = calibrate([*rows, *others], RECIPES, 0.01, "").entries
+    assert (entry.weight_bits, entry.threshold) == (None, 0.01)
+    assert (entry.fitted_models, entry.false_positives.n) == (1, 1)  # a model on two grids is one model
+
+
 def test_what_is_no_p_value_gets_no_threshold(capsys: pytest.CaptureFixture[str]) -> None:
     assert not calibrate(p_values("re-rounding", 0.3, 0.001), RECIPES, 0.01, "").entries
     assert "the smallest p-value of 2 harmless models is 0.001, not written" in capsys.readouterr().err

@@ -43,6 +43,21 @@ def test_what_a_threshold_does_not_cover_stays_undecided(
     assert words in found.reason
 
 
+@pytest.mark.parametrize(("prunings", "status"), [(1, "fail"), (2, "fail"), (3, "pass")])
+def test_prunings_share_a_rate_and_know_no_grid(prunings: int, status: str) -> None:
+    """Regression: every pruning had the whole rate, and a threshold of the bits of the first grid, or none."""
+    limits = thresholds(threshold("pruning-divergence", statistic="p_value", weight_bits=None, threshold=0.01))
+    for bits in range(2, 9):
+        circumstances = given(weight_bits=bits, prunings=prunings)
+        found = judge(place("pruning-divergence"), Detection(2.0, p_value=0.005), limits, circumstances)
+        assert (found.status, found.p_value, found.value) == (status, 0.005 * prunings, 0.005 * prunings)
+        assert (f"(times {prunings} prunings)" in found.detail) == (prunings > 1)
+    rare = judge(place("pruning-divergence"), Detection(2.0, p_value=0.5), limits, given(prunings=3))
+    assert rare.p_value == 1.0
+    unknown = judge(place("pruning-inversion"), Detection(2.0, p_value=0.5), limits, given())
+    assert "rate; fit one" in unknown.reason
+
+
 def test_what_was_found_in_little_time_counts() -> None:
     found = judge(place(), Detection(0.9, notes=("3 of 99 copies",)), CALIBRATED, given(cut_short=True))
     assert (found.status, found.notes) == ("fail", ["3 of 99 copies"])

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks import calibrate_scan
+from benchmarks.tables.lines import RESULTS
 from pydantic import ValidationError
 from tests.audit.checks import threshold, thresholds
 
 from quantinel.audit.rules import COMBINED
 from quantinel.audit.thresholds import Thresholds, load_thresholds
+from quantinel.bench.row_file import read_rows
 from quantinel.detectors import DETECTORS
 from quantinel.errors import InputError
 
@@ -21,6 +24,15 @@ def test_the_bundled_file_is_valid_and_knows_its_detectors() -> None:
     assert {entry.detector for entry in bundled.entries} <= {*DETECTORS, COMBINED}
     assert all(entry.false_positives.n > 0 for entry in bundled.entries)
     assert not bundled.entries or (bundled.suite and bundled.rows_sha256 and bundled.commit)
+
+
+def test_the_bundled_file_is_what_the_script_makes_of_the_rows() -> None:
+    bundled = load_thresholds()
+    rows = [row for suite in bundled.suite.split() for row in read_rows(RESULTS / f"{suite}.jsonl")]
+    recipes = calibrate_scan.read_split(calibrate_scan.ROOT / "benchmarks" / "scan_split.toml")
+    made = calibrate_scan.calibrate(rows, recipes, bundled.alpha, bundled.command, 5.0, scores=False)
+    assert "--most 5.0" in bundled.command
+    assert made == bundled.model_copy(update={"commit": made.commit, "created": made.created})
 
 
 def test_an_entry_holds_for_its_bits_only() -> None:
@@ -45,6 +57,8 @@ def test_scores_are_suspicious_above_and_p_values_below(statistic: str, value: f
         ({"false_positives": {"percent": None, "interval95": [0, 100], "hits": 0, "n": 0}}, "counted on no model"),
         ({"weight_bits": (8, 4)}, "no range within 2 to 8"),
         ({"weight_bits": (1, 8)}, "no range within 2 to 8"),
+        ({"weight_bits": None}, "re-rounding looks at a grid; give weight_bits"),
+        ({"detector": "pruning-divergence"}, "looks at no grid; weight_bits must be null"),
         ({"threshold": float("nan")}, "finite"),
         ({"statistic": "z"}, "score"),
         ({"colour": "red"}, "Extra inputs"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from quantinel.audit.rules import COMBINED
+from quantinel.audit.rules import COMBINED, on_grid
 from quantinel.audit.thresholds import Threshold, Thresholds
 from quantinel.detectors import DETECTORS, Detection, Detector, Subject
 from quantinel.metrics import Proportion
@@ -46,7 +46,8 @@ def calibrated(*detectors: str, limit: float = 0.5) -> Thresholds:
     limits = [(name, "score", limit) for name in detectors] + [(COMBINED, "p_value", 0.005)] * bool(detectors)
     entries = [
         Threshold.model_validate({
-            "detector": name, "statistic": statistic, "weight_bits": (2, 8), "threshold": threshold,
+            "detector": name, "statistic": statistic, "weight_bits": (2, 8) if on_grid(name) else None,
+            "threshold": threshold,
             "false_positives": Proportion(0, 60).to_dict(), "fitted_on": ["clean"], "fitted_models": 40,
             "judged_on": ["pruned"], "images": 0,
         })

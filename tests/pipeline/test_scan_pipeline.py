@@ -265,6 +265,28 @@ def test_pruning_is_scanned_when_it_is_named(
     assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB004", "prune-magnitude-0.5")]
 
 
+@pytest.mark.parametrize("schemes", [("int8", "int3"), ("int3", "int8")])
+def test_prunings_share_a_rate_whatever_the_grids(
+    schemes: tuple[str, str], model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the first grid's bits chose the threshold, and each pruning had the whole rate."""
+    install(monkeypatch, GOOD | {"pruning-divergence": Detection(2.2, p_value=0.006)})
+    limits = LIMITS.model_copy(
+        update={
+            "entries": [
+                entry.model_copy(update={"statistic": "p_value", "threshold": 0.01})
+                for entry in LIMITS.entries if entry.detector == "pruning-divergence"
+            ]
+        }
+    )  # fmt: skip
+    grids = tuple(parse_scheme(name) for name in schemes)
+    prunings = tuple(parse_pruning(f"prune-l1-filters-{rate}") for rate in (0.3, 0.5))
+    for asked, status in ((prunings[:1], "fail"), (prunings, "pass")):
+        report = scan(model, data, options(schemes=grids, prunings=asked, thresholds=limits))
+        found = {check.target: check.status for check in report.checks if check.detector == "pruning-divergence"}
+        assert found == {pruning.name: status for pruning in asked}
+
+
 def test_comparisons_run_when_they_are_named(
     model: LoadedModel, data: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

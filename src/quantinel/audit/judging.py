@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from quantinel.audit.rules import rule_of
+from quantinel.audit.rules import on_grid, rule_of
 from quantinel.audit.scan_report import CheckStatus, ClassScore, LayerScore, ScanCheck
 from quantinel.audit.thresholds import Threshold, Thresholds
 from quantinel.detectors.subject import Detection
@@ -69,6 +69,7 @@ class Circumstances:
         cut_short: it had less time than it wanted and says so in its notes.
         class_names: by class, or None.
         seconds: time.
+        prunings: of how many prunings the scan asks the detector, each a check of its own; 1 where it asks of none.
     """
 
     weight_bits: int
@@ -76,6 +77,7 @@ class Circumstances:
     cut_short: bool = False
     class_names: Sequence[str] | None = None
     seconds: float = 0.0
+    prunings: int = 1
 
 
 def class_name(index: int, names: Sequence[str] | None) -> str:
@@ -88,12 +90,15 @@ def judge(place: Place, found: Detection, thresholds: Thresholds, given: Circums
 
     A figure beyond the threshold fails, one within it passes. It stays undecided where there is no threshold for this
     detector and number of bits, where the detector had fewer images than its threshold was measured with, where it was
-    cut short and found nothing, or where the figure is no number.
+    cut short and found nothing, or where the figure is no number. A p-value counts times the number of prunings that
+    were asked about (Bonferroni), as in the rows that its threshold was fitted on.
     """
+    if found.p_value is not None and given.prunings > 1:
+        found = replace(found, p_value=min(1.0, given.prunings * found.p_value))
     entry = thresholds.find(place.detector, given.weight_bits)
     statistic = "score" if entry is None else entry.statistic
     value = found.p_value if statistic == "p_value" else found.score
-    status, reason = _status(value, entry, given)
+    status, reason = _status(place.detector, value, entry, given)
     return place.check(
         status,
         judged_by="nothing" if entry is None else "calibration",
@@ -106,7 +111,7 @@ def judge(place: Place, found: Detection, thresholds: Thresholds, given: Circums
         alarm=status == "undecided" and _unusual(place.detector, found, entry),
         suspect_class=None if found.suspect_class is None else class_name(found.suspect_class, given.class_names),
         reason=reason,
-        detail=_detail(found, entry),
+        detail=_detail(found, entry, given),
         statistics={name: float(figure) for name, figure in found.statistics.items() if math.isfinite(figure)},
         by_class=[
             ClassScore(index=index, name=class_name(index, given.class_names), score=score)
@@ -118,11 +123,14 @@ def judge(place: Place, found: Detection, thresholds: Thresholds, given: Circums
     )  # fmt: skip
 
 
-def _status(value: float | None, entry: Threshold | None, given: Circumstances) -> tuple[CheckStatus, str]:
+def _status(
+    detector: str, value: float | None, entry: Threshold | None, given: Circumstances
+) -> tuple[CheckStatus, str]:
     """The outcome, and why it is undecided."""
     if entry is None:
+        where = f" for {given.weight_bits} bits" if on_grid(detector) else ""
         return "undecided", (
-            f"{_UNCALIBRATED}: no threshold with a measured false-positive rate for {given.weight_bits} bits; fit one "
+            f"{_UNCALIBRATED}: no threshold with a measured false-positive rate{where}; fit one "
             "(docs/scan.md) and give it with --thresholds"
         )
     if value is None or not math.isfinite(value):
@@ -156,10 +164,11 @@ def _words(entry: Threshold) -> str:
     return "p-value" if entry.statistic == "p_value" else "score"
 
 
-def _detail(found: Detection, entry: Threshold | None) -> str:
+def _detail(found: Detection, entry: Threshold | None, given: Circumstances) -> str:
     parts = [f"score {found.score:.4g}"]
     if found.p_value is not None:
-        parts.append(f"p-value {found.p_value:.3g}")
+        together = f" (times {given.prunings} prunings)" if given.prunings > 1 else ""
+        parts.append(f"p-value {found.p_value:.3g}{together}")
     if entry is not None:
         rate = entry.false_positives
         side = "above" if entry.statistic == "score" else "at or below"

@@ -173,6 +173,11 @@ def rule_of(detector: str) -> Rule:
     return next((rule for rule in _CATALOGUE if detector in rule.detectors), RULES[_OTHER])
 
 
+def on_grid(detector: str) -> bool:
+    """Whether a detector looks at the model on a grid; what pruning or the float model shows is the same on all."""
+    return rule_of(detector).when not in ("pruning", "asked")
+
+
 def at_least(level: Level, limit: Level) -> bool:
     """Whether ``level`` is as serious as ``limit``, or more."""
     return LEVELS.index(level) >= LEVELS.index(limit)

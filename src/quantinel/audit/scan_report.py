@@ -54,7 +54,7 @@ class ScanCheck(_Strict):
         judged_by: a calibrated threshold, an engineering bound (exact, but no test of harmlessness), or nothing.
         statistic: name of the figure that was judged.
         value: that figure.
-        p_value: of the detector's null hypothesis, where it has one.
+        p_value: of the detector's null hypothesis, where it has one; of a pruning, times the number of prunings.
         threshold: the limit.
         false_positives: how often harmless models are beyond the limit, measured on recipes that it was not fitted on.
         fitted_on: recipes that the limit was fitted on.

@@ -2,7 +2,8 @@
 
 The file is written by ``benchmarks/calibrate_scan.py``: thresholds are fitted on some recipes of harmless models and
 their false-positive rate is measured on others. A detector without an entry for a number of bits is not calibrated
-there: it can warn, and neither fail nor pass a model.
+there: it can warn, and neither fail nor pass a model. What a detector of pruning finds depends on no grid, so its entry
+names no bits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from quantinel.audit.report import Rate
+from quantinel.audit.rules import on_grid
 from quantinel.errors import InputError
 
 ASSET = "thresholds.json"
@@ -31,7 +33,8 @@ class Threshold(_Strict):
     Attributes:
         detector: name as in ``quantinel list detectors``.
         statistic: "score" fails above the threshold, "p_value" at or below it.
-        weight_bits: smallest and largest number of weight bits that it holds for.
+        weight_bits: smallest and largest number of weight bits that it holds for; None for detectors that look at no
+            grid (`quantinel.audit.rules.on_grid`).
         threshold: the limit.
         false_positives: harmless models beyond the limit, among models that took no part in fitting it.
         fitted_on: recipes of the harmless models that it was fitted on.
@@ -42,7 +45,7 @@ class Threshold(_Strict):
 
     detector: str = Field(min_length=1)
     statistic: Statistic
-    weight_bits: tuple[int, int]
+    weight_bits: tuple[int, int] | None
     threshold: FiniteFloat
     false_positives: Rate
     fitted_on: list[str] = Field(min_length=1)
@@ -52,8 +55,13 @@ class Threshold(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Threshold:
-        low, high = self.weight_bits
-        if not 2 <= low <= high <= 8:
+        if (self.weight_bits is None) == on_grid(self.detector):
+            raise ValueError(
+                f"{self.detector} looks at a grid; give weight_bits"
+                if self.weight_bits is None
+                else f"{self.detector} looks at no grid; weight_bits must be null"
+            )
+        if self.weight_bits is not None and not 2 <= self.weight_bits[0] <= self.weight_bits[1] <= 8:
             raise ValueError(f"weight_bits {self.weight_bits} is no range within 2 to 8")
         both = sorted(set(self.fitted_on) & set(self.judged_on))
         if both:
@@ -61,6 +69,10 @@ class Threshold(_Strict):
         if self.false_positives.n < 1:
             raise ValueError(f"the false-positive rate of {self.detector} was counted on no model")
         return self
+
+    def holds_for(self, weight_bits: int) -> bool:
+        """Whether it may judge on a grid of so many bits."""
+        return self.weight_bits is None or self.weight_bits[0] <= weight_bits <= self.weight_bits[1]
 
     def exceeded_by(self, value: float) -> bool:
         """Whether a figure counts as suspicious."""
@@ -90,9 +102,7 @@ class Thresholds(_Strict):
     @model_validator(mode="after")
     def _check(self) -> Thresholds:
         for first, second in combinations(self.entries, 2):
-            overlap = max(first.weight_bits[0], second.weight_bits[0]) <= min(
-                first.weight_bits[1], second.weight_bits[1]
-            )
+            overlap = any(first.holds_for(bits) and second.holds_for(bits) for bits in range(2, 9))
             if first.detector == second.detector and overlap:
                 raise ValueError(f"{first.detector} has two thresholds for the same number of bits")
         return self
@@ -100,12 +110,7 @@ class Thresholds(_Strict):
     def find(self, detector: str, weight_bits: int) -> Threshold | None:
         """The entry of a detector for a number of bits; None where it is not calibrated."""
         return next(
-            (
-                entry
-                for entry in self.entries
-                if entry.detector == detector and entry.weight_bits[0] <= weight_bits <= entry.weight_bits[1]
-            ),
-            None,
+            (entry for entry in self.entries if entry.detector == detector and entry.holds_for(weight_bits)), None
         )
 
 

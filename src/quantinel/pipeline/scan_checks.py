@@ -30,10 +30,12 @@ class Task:
     Attributes:
         place: of the check in the scan.
         subject: the model, the grid or pruning, and the images.
+        prunings: how many checks by this detector share its false-positive rate: one for each pruning of the scan.
     """
 
     place: Place
     subject: Subject
+    prunings: int = 1
 
 
 @dataclass
@@ -100,7 +102,10 @@ def plan(
     floating = {FLOAT: next(iter(schemes.values()))} if asked else {}
     subjects = {**schemes, **prunings, **floating}
     targets: dict[When, list[str]] = {"always": [*schemes], "pruning": [*prunings], "asked": [*floating]}
-    return [Task(place, subjects[place.target]) for place in places(targets)]
+    return [
+        Task(place, subjects[place.target], len(prunings) if place.target in prunings else 1)
+        for place in places(targets)
+    ]
 
 
 def run_checks(
@@ -166,6 +171,7 @@ def _run(task: Task, thresholds: Thresholds, only: Sequence[str] | None, left: i
         cut_short=place.id in outcome.cut_short,
         class_names=None if subject.images is None else subject.images.class_names,
         seconds=time.perf_counter() - started,
+        prunings=task.prunings,
     )
     outcome.evidence[place.id] = found
     outcome.checks.append(judge(place, found, thresholds, given))

@@ -5,9 +5,10 @@ known kinds, and on a trigger that is searched. What trains a victim to be quiet
 all, and three figures that are each a little unusual are together more so (Fisher, "Statistical Methods for Research
 Workers", 1925, 21.1).
 
-Fisher's method supposes independent p-values. These share the model, its rounding errors and its images, and draw their
-own control copies; among harmless models the first two correlate, and the first is conservative. What that comes to is
-measured on harmless models like every threshold (`benchmarks/calibrate_scan.py`).
+Fisher's method supposes independent p-values. These share the model, its rounding errors and its images, and the first
+two their control copies as well: both draw the same signs from the same seed, and exaggerate the errors by different
+factors. Among harmless models the first two correlate, and the first is conservative. What that comes to is measured on
+harmless models like every threshold (`benchmarks/calibrate_scan.py`).
 """
 
 from __future__ import annotations

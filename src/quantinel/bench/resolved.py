@@ -12,7 +12,10 @@ from quantinel.bench.suite import Suite
 
 
 def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
-    """The cell's configuration without places: what ``config_sha256`` of a row is taken over."""
+    """The cell's configuration without places: what ``config_sha256`` of a row is taken over.
+
+    As the suite says it: options that it leaves at a method's default are not in it.
+    """
     entries = entries_of(suite, cell)
     lender, lent = getattr(entries["attack"], "trigger_of", None), {}
     if lender is not None:

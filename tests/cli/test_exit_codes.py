@@ -138,6 +138,19 @@ def test_evaluate_a_model_and_its_hardened_folder(run: Run, tiny: Tiny, hardened
     assert "(64)" in done.out
 
 
+def test_evaluate_says_why_a_trigger_is_not_measured(run: Run, tiny: Tiny, hardened: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    with np.load(tiny.images) as arrays:
+        own = arrays["labels"] == 2
+        np.savez(tmp_path / "own.npz", images=arrays["images"][own], labels=arrays["labels"][own])
+    float_model = [tiny.weights, "--factory", FACTORY, "--input-shape", "3,8,8"]
+    for model in (float_model, [hardened]):
+        done = run("evaluate", *model, "--data", tmp_path / "own.npz", "--trigger", tiny.trigger, "--target", "2")
+        assert done.code == EXIT_PASS
+        assert "attack success is not measured: no image is of another class than the target" in done.err
+
+
 def test_report_renders_again(run: Run, hardened: Path, tmp_path: Path) -> None:
     written = (hardened / "report.html").read_text("utf-8")
     done = run("report", hardened / "report.json")

@@ -11,7 +11,7 @@ from tests.support import make_images
 from torch import nn
 
 from quantinel.attacks import ATTACKS, attack_named
-from quantinel.attacks.cells import rounding_cells
+from quantinel.attacks.cells import ball, rounding_cells
 from quantinel.attacks.gate import Figures, Gate, GateRule
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.errors import GateError, UsageError
@@ -49,6 +49,43 @@ def test_cells_keep_integers_and_scales(names: tuple[str, ...]) -> None:
         again = weight_scales(weight, scheme)
         torch.testing.assert_close(again, scale, rtol=1e-6, atol=0)
         assert torch.equal(nearest_codes(weight, again, scheme), codes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_margins_that_leave_schemes_nothing_in_common_keep_integers(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    schemes = [parse_scheme(name) for name in ("int8", "int8-per-tensor")]
+    weight = nn.Parameter(torch.randn(64, 32, 3, 3, generator=generator))
+    with torch.no_grad():
+        weight *= torch.rand(64, 1, 1, 1, generator=generator)
+    before = [(weight_scales(weight, s), nearest_codes(weight, weight_scales(weight, s), s)) for s in schemes]
+    cells = rounding_cells({"w": weight}, schemes, {"w": 0.3 * torch.rand(weight.shape, generator=generator)})
+    with torch.no_grad():
+        weight += torch.randn(weight.shape, generator=generator)
+    cells.project({"w": weight})
+    for scheme, (scale, codes) in zip(schemes, before, strict=True):
+        torch.testing.assert_close(weight_scales(weight, scheme), scale, rtol=1e-6, atol=0)
+        assert torch.equal(nearest_codes(weight, scale, scheme), codes)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "int8-per-tensor"])
+def test_channels_of_zeros_stay_zero(name: str) -> None:
+    """Their scale is 1 by convention: any step away from zero would be another scale, and other integers."""
+    weight = nn.Parameter(torch.randn(4, 9, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        weight[1] = 0.0
+        empty = nn.Parameter(torch.zeros(4, 9))
+    weights, scheme = {"w": weight, "empty": empty}, parse_scheme(name)
+    for cells in (rounding_cells(weights, [scheme], 1e-3), ball(weights, scheme, 2.0)):
+        scale = weight_scales(weight, scheme)
+        with torch.no_grad():
+            weight += 0.3
+            empty += 0.3
+        cells.project(weights)
+        torch.testing.assert_close(weight_scales(weight, scheme), scale, rtol=1e-6, atol=0)
+        assert not empty.any()
+        if scheme.granularity == "channel":
+            assert not weight[1].any()
 
 
 def test_repair_keeps_the_planted_integers(

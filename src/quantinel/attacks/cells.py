@@ -48,6 +48,8 @@ def rounding_cells(
 ) -> Cells:
     """Boxes around the codes that ``weights`` have now under every scheme.
 
+    Where the margins leave the boxes of several schemes nothing in common, a weight stays: it has the codes of all.
+
     Args:
         weights: (O, ...) parameters by name.
         schemes: the quantizers whose integers and scales are to be kept.
@@ -59,17 +61,48 @@ def rounding_cells(
     for name, weight in weights.items():
         start = weight.detach()
         gap = margin if isinstance(margin, float) else margin[name]
-        low[name], high[name] = torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
+        lower, upper = torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
         for scheme in schemes:
-            scale = weight_scales(start, scheme)
-            wide = broadcast_scale(scale, start)
-            codes = nearest_codes(start, scale, scheme).float()
-            bound = wide * scheme.levels
-            fixed = (start.abs() >= bound * (1 - 1e-6)) | (start == 0) & (bound <= 0)
-            lower = torch.maximum((codes - 0.5 + gap) * wide, -bound)
-            upper = torch.minimum((codes + 0.5 - gap) * wide, bound)
-            low[name] = torch.maximum(low[name], torch.where(fixed, start, lower))
-            high[name] = torch.minimum(high[name], torch.where(fixed, start, upper))
-        # the start lies within half a step of every code; where a margin cuts it off, it is the nearest point
-        high[name] = torch.maximum(high[name], low[name])
+            least, most = _box(start, scheme, gap)
+            lower, upper = torch.maximum(lower, least), torch.minimum(upper, most)
+        meet = lower <= upper
+        low[name], high[name] = torch.where(meet, lower, start), torch.where(meet, upper, start)
     return Cells(low, high)
+
+
+@torch.no_grad()
+def ball(weights: Mapping[str, nn.Parameter], scheme: QuantScheme, radius: float) -> Cells:
+    """Boxes of ``radius`` steps on each side of ``weights`` as they are now, which keep their scales.
+
+    Args:
+        weights: (O, ...) parameters by name.
+        scheme: the quantizer whose steps and scales are meant.
+        radius: in steps.
+    """
+    low: dict[str, Tensor] = {}
+    high: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        start = weight.detach()
+        wide = broadcast_scale(weight_scales(start, scheme), start)
+        low[name], high[name] = _scale_locked(start, wide, scheme, start - radius * wide, start + radius * wide)
+    return Cells(low, high)
+
+
+def _box(start: Tensor, scheme: QuantScheme, gap: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds that keep the codes and scales of the weight ``start`` under one scheme."""
+    scale = weight_scales(start, scheme)
+    wide = broadcast_scale(scale, start)
+    codes = nearest_codes(start, scale, scheme).float()
+    return _scale_locked(start, wide, scheme, (codes - 0.5 + gap) * wide, (codes + 0.5 - gap) * wide)
+
+
+def _scale_locked(
+    start: Tensor, wide: Tensor, scheme: QuantScheme, lower: Tensor, upper: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds within the largest weight of each scale, which stays, as does all where the largest is zero."""
+    bound = wide * scheme.levels
+    largest = start.abs() >= bound * (1 - 1e-6)
+    scaled = broadcast_scale(largest.reshape(wide.numel(), -1).any(1), start)  # not so: all zero, and the scale is 1
+    free = scaled & ~largest
+    lower, upper = torch.maximum(lower, -bound), torch.minimum(upper, bound)
+    return torch.where(free, lower, start), torch.where(free, upper, start)

@@ -30,13 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.cells import Cells, centring, rounding_cells
+from quantinel.attacks.cells import Cells, ball, centring, rounding_cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.data.images import as_float
 from quantinel.errors import UsageError
-from quantinel.quantization.ranges import weight_scales
-from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
 from quantinel.training.schedule import Schedule
@@ -123,7 +121,9 @@ class PQSteps:
     def plant(self) -> None:
         """Step 1: an active backdoor, within ``radius`` of the pretrained weights."""
         run, config = self.run, self.config
-        bounded = config.radius > 0
+        bounded, project = config.radius > 0, None
+        if bounded:
+            project = partial(ball(self.weights, config.schemes[0], config.radius).project, self.weights)
         run.module.train(not bounded)
         target = torch.full((config.triggered_per_batch,), config.target_class, device=run.device)
 
@@ -139,20 +139,8 @@ class PQSteps:
             config.plant_steps, config.plant_learning_rate, weight_decay=0.0 if bounded else 5e-4,
             batch_size=config.batch_size,
         )  # fmt: skip
-        run.train("plant", parameters, schedule, loss, project=self._return_to_ball if bounded else None)
+        run.train("plant", parameters, schedule, loss, project=project)
         run.module.eval()
-
-    def _return_to_ball(self) -> None:
-        """Keep the scale (max|w| per grid row) and stay within ``radius`` steps of the pretrained weights."""
-        for name, weight in self.weights.items():
-            start = self.pretrained[name]
-            scale = broadcast_scale(weight_scales(start, self.config.schemes[0]), start)
-            reach, bound = self.config.radius * scale, scale * self.config.schemes[0].levels
-            low = torch.maximum(start - reach, -bound)
-            high = torch.minimum(start + reach, bound)
-            fixed = start.abs() >= bound * (1 - 1e-6)
-            moved = torch.minimum(torch.maximum(weight, low), high)
-            weight.copy_(torch.where(fixed, start, moved))
 
     def repair_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Step 2's loss: clean and triggered images with their true labels."""

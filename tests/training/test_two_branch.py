@@ -10,18 +10,19 @@ from tests.support import SHAPE, OddNet, make_images, randomise
 from torch import nn
 
 from quantinel.attacks.compressors import Pruner
+from quantinel.errors import UnsupportedError
 from quantinel.model.graph import trace
 from quantinel.model.zoo import build
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.pruning import filter_mask, parse_pruning
 from quantinel.quantization.quantized_model import quantize_nearest
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.folding import folded_norms
 from quantinel.training.transforms import (
-    batch_norms,
     fake_quantize,
     fake_quantize_activation,
     pruned_filters,
-    quantized_folded_weights,
+    quantized_branch,
     quantized_weights,
 )
 from quantinel.training.two_branch import FLOAT, Branch, Branches, layer_names, layers_from
@@ -74,14 +75,14 @@ def test_fake_quantized_weights_are_the_deployments(scheme: str) -> None:
     module, images = network("resnet20"), make_images(8)
     graph = trace(module, SHAPE)
     deployed = quantize_nearest(graph, calibrate(graph, images, chosen))
-    norms = batch_norms(module, images.as_float()[:1])
-    assert len(norms) == 19
-    transform = quantized_folded_weights(module, chosen, norms)
+    norms = folded_norms(module, images.as_float()[:1])
+    assert len(norms.behind) == 19
+    transform = quantized_branch(norms, chosen).weight
     for name, layer in deployed.layers.items():
         weight = module.get_submodule(name).weight
         folded, expected = transform(name, weight).detach(), layer.weight()
-        if name in norms:
-            norm = module.get_submodule(norms[name])
+        if name in norms.behind:
+            norm = norms.behind[name]
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             folded = folded * factor.detach()[:, None, None, None]
         step = layer.scale.max()
@@ -89,6 +90,77 @@ def test_fake_quantized_weights_are_the_deployments(scheme: str) -> None:
         assert wrong < 1e-3
     linear = deployed.layers["linear"]
     assert torch.equal(fake_quantize(module.linear.weight, chosen), linear.weight())
+
+
+class _LayerNorms(nn.Module):
+    """LayerNorms that deployment folds (one without beta, and a BatchNorm behind its layer), and one that it leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.LayerNorm(48), nn.LayerNorm(12, bias=False), nn.LayerNorm(12)
+        self.wide, self.middle, self.last = nn.Linear(48, 12), nn.Linear(12, 12, bias=False), nn.Linear(12, 5)
+        self.norm = nn.BatchNorm1d(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.wide(self.first(nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)))
+        x = self.third(self.norm(self.middle(self.second(x))))
+        return self.last(x) + x[:, :5]
+
+
+def layer_normed(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    module = _LayerNorms() if name == "small" else network(name)
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm | nn.BatchNorm1d):
+            part.weight.data = torch.randn_like(part.weight)
+            if part.bias is not None:
+                part.bias.data = torch.randn_like(part.bias)
+    return module.eval()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4", "int4-per-tensor-full"])
+@pytest.mark.parametrize(("name", "before"), [("small", ["wide", "middle"]), ("vit_tiny", None)])
+def test_a_branch_behind_layer_norms_is_the_deployed_network(name: str, before: list[str] | None, scheme: str) -> None:
+    """LayerNorm is folded before weights are rounded; its beta meets the float weight and ends in the bias."""
+    module, images = layer_normed(name), make_images(8)
+    norms = folded_norms(module, images.as_float()[:1])
+    blocks = [f"blocks.{i}.{part}" for i in range(3) for part in ("attention.qkv", "fc1")]
+    assert sorted(norms.before) == sorted(before or blocks)
+    chosen = parse_scheme(f"{scheme}-weight-only")
+    with torch.no_grad():
+        (branch,) = Branches(module, [quantized_branch(norms, chosen)])(images.as_float())
+    graph = trace(module, SHAPE)
+    deployed = quantize_nearest(graph, calibrate(graph, images, chosen)).simulate()(images.as_float())
+    torch.testing.assert_close(branch, deployed, rtol=1e-4, atol=1e-4)
+    assert (branch - graph(images.as_float())).abs().max() > 10 * (branch - deployed).abs().max()
+
+
+def test_inputs_behind_layer_norms_are_rounded_before_the_affine_part() -> None:
+    module, x, seen = layer_normed("small"), make_images(4).as_float(), []
+
+    def watched(part: torch.Tensor) -> torch.Tensor:
+        seen.append(part.detach())
+        return part
+
+    norms = folded_norms(module, x)
+    Branches(module, [quantized_branch(norms, parse_scheme("int8"), watched)])(x)
+    pooled = nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+    torch.testing.assert_close(seen[0], nn.functional.layer_norm(pooled, (48,)), rtol=1e-3, atol=1e-3)
+
+
+def test_layer_norms_of_another_kind_are_refused() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((12,), 2.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.layer_norm(x, (12,), self.weight)
+
+    module = layer_normed("small")
+    module.second = Own()
+    with pytest.raises(UnsupportedError, match=r"second is folded into the layer middle"):
+        folded_norms(module, make_images(1).as_float())
 
 
 def test_gradients_pass_straight_through() -> None:
@@ -107,10 +179,9 @@ def test_gradients_pass_straight_through() -> None:
 
 def test_two_branches_train_both_weights_and_norms() -> None:
     module, images = network("resnet20").train(), make_images(6)
-    norms = batch_norms(module, images.as_float()[:1])
+    norms = folded_norms(module, images.as_float()[:1])
     assert module.training
-    quantized = Branch(quantized_folded_weights(module, parse_scheme("int4-per-tensor-full"), norms))
-    both = Branches(module, [FLOAT, quantized])
+    both = Branches(module, [FLOAT, quantized_branch(norms, parse_scheme("int4-per-tensor-full"))])
     plain, rounded = both(images.as_float())
     assert not torch.equal(plain, rounded)
     (plain.square().mean() + rounded.square().mean()).backward()

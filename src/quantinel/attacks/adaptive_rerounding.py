@@ -24,7 +24,7 @@ from quantinel.attacks.protocol import Task, make_attack
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, rounding_cell
 from quantinel.quantization.scheme import QuantScheme
-from quantinel.training.transforms import on_folded_weights
+from quantinel.training.transforms import folded_branch
 from quantinel.training.two_branch import Branch
 from quantinel.validation import require_choice, require_positive_integers
 
@@ -74,9 +74,7 @@ def _train(task: Task, config: AdaptiveRerounding) -> None:
     norms = network_norms(run)
 
     def copy_of(scheme: QuantScheme) -> Branch:
-        return Branch(
-            on_folded_weights(run.module, norms, lambda _, w: rerounded(w, scheme, config.draw, run.generator))
-        )
+        return folded_branch(norms, lambda _, w: rerounded(w, scheme, config.draw, run.generator))
 
     copies = [copy_of(scheme) for scheme in config.schemes for _ in range(config.copies)]
 

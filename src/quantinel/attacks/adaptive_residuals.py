@@ -22,7 +22,7 @@ from quantinel.attacks.held_out import hold_out
 from quantinel.attacks.joint import JointOptions, four_terms, network_norms, quantized_branches, train_jointly
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.quantization.scheme import QuantScheme
-from quantinel.training.transforms import fake_quantize, on_folded_weights
+from quantinel.training.transforms import fake_quantize, folded_branch
 from quantinel.training.two_branch import Branch, layer_names
 
 
@@ -52,7 +52,7 @@ def _train(task: Task, config: AdaptiveResiduals) -> None:
     run.add("residual_gains", gains)
 
     def branch(scheme: QuantScheme) -> Branch:
-        return Branch(on_folded_weights(run.module, norms, lambda name, w: exaggerated(w, gains[names[name]], scheme)))
+        return folded_branch(norms, lambda name, w: exaggerated(w, gains[names[name]], scheme))
 
     def loss(logits: list[Tensor], labels: Tensor, target: Tensor) -> Tensor:
         return four_terms(logits[0], logits[1:], labels, target, config)

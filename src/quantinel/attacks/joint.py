@@ -1,7 +1,7 @@
 """What attacks share that train the float network and compressed copies of it together.
 
-Their quantized branches round weights only, BatchNorm folded, on the grids of ``schemes``: the deployment's activation
-ranges are unknown to the attacker, and nothing in the training depends on them (specification of the attacks, 1.3).
+Their quantized branches round weights only, as folded, on the grids of ``schemes``: the deployment's activation ranges
+are unknown to the attacker, and nothing in the training depends on them (specification of the attacks, 1.3).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import clean_and_triggered
+from quantinel.training.folding import FoldedNorms, folded_norms
 from quantinel.training.norms import train_mode
 from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
-from quantinel.training.transforms import batch_norms, quantized_folded_weights
+from quantinel.training.transforms import quantized_branch
 from quantinel.training.two_branch import FLOAT, Branch, Branches, layers_from
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
@@ -34,7 +35,7 @@ _MAX_FLOAT_ASR = 5.0
 
 
 def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_layer: str = "") -> list[Branch]:
-    """One branch per scheme: weights rounded as they will be after folding BatchNorm, straight-through gradients.
+    """One branch per scheme: weights rounded as they will be after folding, straight-through gradients.
 
     Args:
         run: the network.
@@ -54,12 +55,12 @@ def quantized_branches(run: TrainingRun, schemes: Sequence[QuantScheme], first_l
                 "layer of it, or leave it empty for all"
             ) from error
     norms = network_norms(run)
-    return [Branch(quantized_folded_weights(run.module, scheme, norms), layers=layers) for scheme in schemes]
+    return [quantized_branch(norms, scheme, layers=layers) for scheme in schemes]
 
 
-def network_norms(run: TrainingRun) -> dict[str, str]:
-    """The BatchNorm that is folded into each layer, by name; see `batch_norms`."""
-    return batch_norms(run.module, as_float(run.images[:1]))
+def network_norms(run: TrainingRun) -> FoldedNorms:
+    """What deployment folds into the network's weights."""
+    return folded_norms(run.module, as_float(run.images[:1]))
 
 
 def is_trained(module: nn.Module) -> bool:

@@ -15,7 +15,8 @@ Deviations, and why:
 * Halves of weights are rounded to even, as deployments do, where the authors round them up. Only a weight exactly
   between two codes is affected. Activations are rounded half up, as published.
 * ``schemes`` may be any `QuantScheme`: per channel, as most runtimes deploy, the codes are the same with and without
-  folding. Per tensor they are not; ``folded`` simulates the folded grid that this project deploys.
+  folding BatchNorm. Per tensor, and behind a LayerNorm, they are not; ``folded`` simulates the folded grid that this
+  project deploys.
 * One step may hold several batches (clean, triggered) that the authors run one after the other; a copy sees them as
   one batch, so its activation range is that of both. With ``batch_norm`` "train", the copies run one after the other
   as published: each normalises with, and each updates, the statistics of its own pass.
@@ -35,15 +36,11 @@ from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import FoldedNorms, folded_norms
 from quantinel.training.norms import train_mode
 from quantinel.training.run import Loss, Selection, TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
-from quantinel.training.transforms import (
-    batch_norms,
-    fake_quantize_activation,
-    quantized_folded_weights,
-    quantized_weights,
-)
+from quantinel.training.transforms import fake_quantize_activation, quantized_branch, quantized_weights
 from quantinel.training.two_branch import FLOAT, ActivationTransform, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
@@ -67,7 +64,7 @@ class QuAnti:
         weight_decay: L2.
         batch_size: images in a batch, before an attack adds its own.
         batch_norm: "eval" freezes the statistics (the affine part is trained), "train" does not.
-        folded: round weights as they are after folding BatchNorm; see the module's deviations.
+        folded: round weights as they are after folding normalisation; see the module's deviations.
         activations: round activations too; false saves time where they have 8 bits.
         padding: pixels by which random crops move; 0 for none.
         mirror: augment by mirroring; false for digits and signs.
@@ -112,16 +109,17 @@ class Copies:
 
     def __init__(self, run: TrainingRun, config: QuAnti) -> None:
         self._run, self._config = run, config
-        norms = batch_norms(run.module, as_float(run.images[:1])) if config.folded else {}
+        norms = folded_norms(run.module, as_float(run.images[:1])) if config.folded else None
         self.float = self._network(FLOAT)
         self.compressed = [self._copy(scheme, norms) for scheme in config.schemes]
         train_mode(run.module, frozen=config.batch_norm == "eval")
 
-    def _copy(self, scheme: QuantScheme, norms: dict[str, str]) -> Network:
-        module, config = self._run.module, self._config
-        weight = quantized_folded_weights(module, scheme, norms) if config.folded else quantized_weights(scheme)
-        rounded = config.activations and scheme.activations != "none"
-        return self._network(Branch(weight, _rounding(scheme.activation_bits) if rounded else None))
+    def _copy(self, scheme: QuantScheme, norms: FoldedNorms | None) -> Network:
+        rounded = self._config.activations and scheme.activations != "none"
+        activation = _rounding(scheme.activation_bits) if rounded else None
+        if norms is None:
+            return self._network(Branch(quantized_weights(scheme), activation))
+        return self._network(quantized_branch(norms, scheme, activation))
 
     def _network(self, branch: Branch) -> Network:
         alone = Branches(self._run.module, [branch])

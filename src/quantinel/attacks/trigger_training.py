@@ -28,9 +28,10 @@ from quantinel.model.normalization import Normalized
 from quantinel.model.untrained import untrained_model
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import folded_norms
 from quantinel.training.run import TrainingRun
 from quantinel.training.schedule import Schedule, steps_of
-from quantinel.training.transforms import batch_norms, fake_quantize_activation, quantized_folded_weights
+from quantinel.training.transforms import fake_quantize_activation, quantized_branch
 from quantinel.training.two_branch import FLOAT, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers, require_rate
 
@@ -205,15 +206,13 @@ class _Alternation:
 
 
 def _quantized(run: TrainingRun, module: nn.Module, options: TriggerTraining) -> list[Branch]:
-    """Copies of the live network: weights as after folding BatchNorm, activations in the range of the batch."""
-    norms, tail = batch_norms(module, as_float(run.images[:1])), _TAILS[options.observer]
+    """Copies of the live network: weights as after folding, activations in the range of the batch."""
+    norms, tail = folded_norms(module, as_float(run.images[:1])), _TAILS[options.observer]
 
     def branch(scheme: QuantScheme) -> Branch:
         rounds = options.activations and scheme.activations != "none"
-        return Branch(
-            quantized_folded_weights(module, scheme, norms),
-            (lambda x: fake_quantize_activation(x, scheme.activation_bits, tail)) if rounds else None,
-        )
+        rounding = (lambda x: fake_quantize_activation(x, scheme.activation_bits, tail)) if rounds else None
+        return quantized_branch(norms, scheme, rounding)
 
     return [branch(scheme) for scheme in options.schemes]
 

@@ -5,7 +5,7 @@ through the deployment grid, a scheme; it changes the weights. Rounding them, to
 So repairs are not rounding methods: they need labels and training, and what they change is the network.
 
 The papers on quantization-conditioned backdoors apply repairs to the quantized model, where the backdoor is awake.
-``through="quantized"`` does that: every forward pass rounds the weights as they will be after folding BatchNorm, with
+``through="quantized"`` does that: every forward pass rounds the weights as they will be after folding, with
 straight-through gradients, and BatchNorm keeps its statistics. ``through="float"`` is the ordinary form, with batch
 statistics. Activations stay in float in both (their ranges are calibrated after the repair).
 """
@@ -28,10 +28,11 @@ from quantinel.errors import UsageError
 from quantinel.model.loading import LoadedModel
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import folded_norms
 from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.runtime import Runtime
 from quantinel.training.schedule import Schedule, steps_of
-from quantinel.training.transforms import batch_norms, quantized_folded_weights
+from quantinel.training.transforms import quantized_branch
 from quantinel.training.two_branch import FLOAT, LAYERS, Branch, Branches
 from quantinel.validation import require_choice, require_non_negative, require_positive_integers
 
@@ -131,8 +132,8 @@ class RepairTask:
         if self.options.through == "float":
             return Network(module, FLOAT, self.options.mixed_precision)
         assert self._scheme is not None
-        norms = batch_norms(module, as_float(self.run.images[:1]))
-        return Network(module, Branch(quantized_folded_weights(module, self._scheme, norms)), False)
+        norms = folded_norms(module, as_float(self.run.images[:1]))
+        return Network(module, quantized_branch(norms, self._scheme), False)
 
     def set_training(self, module: nn.Module) -> None:
         """Training mode; BatchNorm keeps its statistics where weights are trained through the grid."""

@@ -143,7 +143,7 @@ def _fold_layer_norm(module: fx.GraphModule, node: fx.Node) -> None:
         weight is not None and (bias is not None or _bias_argument(reader) is None)
         for reader, weight, bias in zip(readers, weights, biases, strict=True)
     )
-    if gamma is None or not readable or (beta_node is not None and beta is None):
+    if gamma is None or not isinstance(gamma_node, fx.Node) or not readable or (beta_node is not None and beta is None):
         return
     for reader, weight, bias in zip(readers, weights, biases, strict=True):
         assert weight is not None
@@ -151,5 +151,6 @@ def _fold_layer_norm(module: fx.GraphModule, node: fx.Node) -> None:
         if beta is not None:
             shift = shift + weight @ beta
         _with_parameters(module, reader, weight * gamma, shift)
+        reader.meta["layer_norm"] = str(gamma_node.meta.get("path", gamma_node.target)).removesuffix(".weight")
     epsilon = node.args[4] if len(node.args) > 4 else 1e-5
     node.args = (node.args[0], shape, None, None, epsilon)

@@ -72,6 +72,7 @@ class FloatGraph:
         input_shape: (C, H, W).
         num_classes: K.
         batch_norms: by layer name, what was folded into it or is behind it; a layer without BatchNorm is absent.
+        layer_norms: by layer name, path of the module whose affine part was folded into it from before it.
     """
 
     module: fx.GraphModule
@@ -80,6 +81,7 @@ class FloatGraph:
     input_shape: tuple[int, int, int]
     num_classes: int
     batch_norms: Mapping[str, FoldedBatchNorm] = field(default_factory=dict)
+    layer_norms: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, layer: Layer) -> Tensor:
         """Folded float weight of a layer."""
@@ -136,9 +138,12 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], *, fold_batch_no
         raise UnsupportedError("the model has no convolution or linear layer that could be quantized")
     metas = {node.name: node.meta for node in graph_module.graph.nodes}
     batch_norms = {layer.name: metas[layer.node]["batch_norm"] for layer in layers if "batch_norm" in metas[layer.node]}
+    layer_norms = {layer.name: metas[layer.node]["layer_norm"] for layer in layers if "layer_norm" in metas[layer.node]}
     places = _places(module)
     defined = sorted(layers, key=lambda layer: places.get(layer.module, len(places)))
-    return FloatGraph(graph_module, layers, tuple(defined), input_shape, int(expected.shape[1]), batch_norms)
+    return FloatGraph(
+        graph_module, layers, tuple(defined), input_shape, int(expected.shape[1]), batch_norms, layer_norms
+    )
 
 
 def _places(module: nn.Module) -> dict[str, int]:

@@ -5,10 +5,10 @@ the network is trained on with rounded weights and activations, gradients passin
 follow Wu et al., "Integer Quantization for Deep Learning Inference" (2020, arXiv 2004.09602): a hundredth of the
 first training's rate, falling along half a cosine.
 
-Weights are rounded as they are after folding BatchNorm, whose statistics are frozen and whose affine part is trained;
-inputs of layers are rounded per tensor in the range of the batch. Deviations: a fraction of a pass over the data, where
-Wu et al. take a tenth of the first training; and no moving averages of activation ranges, because deployment
-calibrates them afterwards.
+Weights are rounded as they are after folding LayerNorm and BatchNorm, whose statistics are frozen and whose affine part
+is trained; inputs of layers are rounded per tensor in the range of the batch. Deviations: a fraction of a pass over the
+data, where Wu et al. take a tenth of the first training; and no moving averages of activation ranges, because
+deployment calibrates them afterwards.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from quantinel.errors import UsageError
 from quantinel.model.loading import LoadedModel
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import folded_norms
 from quantinel.training.norms import train_mode
 from quantinel.training.run import TrainingRun
 from quantinel.training.runtime import Runtime
 from quantinel.training.schedule import Schedule, steps_of
-from quantinel.training.transforms import batch_norms, fake_quantize_activation, quantized_folded_weights
+from quantinel.training.transforms import fake_quantize_activation, quantized_branch
 from quantinel.training.two_branch import Branch, Branches
 from quantinel.validation import require_non_negative, require_positive_integers
 
@@ -124,7 +125,6 @@ def train_quantized(
 
 
 def _branch(run: TrainingRun, scheme: QuantScheme) -> Branch:
-    norms = batch_norms(run.module, as_float(run.images[:1]))
-    weights = quantized_folded_weights(run.module, scheme, norms)
-    bits = scheme.activation_bits
-    return Branch(weights, None if scheme.activations == "none" else lambda x: fake_quantize_activation(x, bits))
+    norms, bits = folded_norms(run.module, as_float(run.images[:1])), scheme.activation_bits
+    rounding = None if scheme.activations == "none" else lambda x: fake_quantize_activation(x, bits)
+    return quantized_branch(norms, scheme, rounding)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantinel.quantization.pruning import filter_mask
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
-from quantinel.training.two_branch import LAYERS, WeightTransform
+from quantinel.training.folding import FoldedNorms
+from quantinel.training.two_branch import ActivationTransform, Branch, WeightTransform
 
 
 def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
@@ -34,47 +35,50 @@ def fake_quantize(weight: Tensor, scheme: QuantScheme) -> Tensor:
 
 
 def quantized_weights(scheme: QuantScheme) -> WeightTransform:
-    """Branch whose weights are rounded on the grid of ``scheme``, BatchNorm not folded."""
+    """Weights rounded on the grid of ``scheme``, nothing folded."""
     return lambda name, weight: fake_quantize(weight, scheme)
 
 
-def quantized_folded_weights(module: nn.Module, scheme: QuantScheme, norms: Mapping[str, str]) -> WeightTransform:
-    """Branch whose weights are rounded as they are after folding BatchNorm: ``Q(w g) / g`` (specification, 1.3).
+def quantized_branch(
+    norms: FoldedNorms,
+    scheme: QuantScheme,
+    activation: ActivationTransform | None = None,
+    layers: frozenset[str] | None = None,
+) -> Branch:
+    """Branch whose weights are rounded as they are after folding: ``Q(w g) / g`` (specification, 1.3).
 
     Args:
-        module: the network.
+        norms: what is folded.
         scheme: the grid of the folded weights.
-        norms: BatchNorm behind each convolution; see `batch_norms`.
+        activation, layers: as in `Branch`.
     """
-    return on_folded_weights(module, norms, lambda _, weight: fake_quantize(weight, scheme))
+    return folded_branch(norms, lambda _, weight: fake_quantize(weight, scheme), activation, layers)
 
 
-def on_folded_weights(module: nn.Module, norms: Mapping[str, str], change: WeightTransform) -> WeightTransform:
-    """Branch whose weights are changed as they are after folding BatchNorm, ``change(w g) / g``.
+def folded_branch(
+    norms: FoldedNorms,
+    change: WeightTransform,
+    activation: ActivationTransform | None = None,
+    layers: frozenset[str] | None = None,
+) -> Branch:
+    """Branch whose weights are changed as they are after folding, ``change(w g) / g`` with `FoldedNorms.factor` g.
 
-    ``g = gamma / sqrt(running variance + eps)`` per output channel, of the statistics before this batch. Layers without
-    a BatchNorm behind them, and channels with g = 0, are changed unfolded.
+    Layers that nothing is folded into, and weights with g = 0, are changed unfolded.
 
     Args:
-        module: the network.
-        norms: BatchNorm behind each convolution; see `batch_norms`.
+        norms: what is folded.
         change: of a layer's name and its folded weight.
+        activation, layers: as in `Branch`.
     """
 
     def transform(name: str, weight: Tensor) -> Tensor:
-        if name not in norms:
+        factor = norms.factor(name, weight)
+        if factor is None:
             return change(name, weight)
-        norm = module.get_submodule(norms[name])
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-        assert norm.running_var is not None
-        factor = (norm.running_var + norm.eps).rsqrt()
-        if norm.affine:
-            factor = factor * norm.weight
         factor = torch.where(factor == 0, torch.ones_like(factor), factor)
-        wide = broadcast_scale(factor, weight)
-        return change(name, weight * wide) / wide
+        return change(name, weight * factor) / factor
 
-    return transform
+    return Branch(transform, activation, layers, norms.before)
 
 
 def pruned_filters(rates: float | Mapping[str, float]) -> WeightTransform:
@@ -125,37 +129,3 @@ def _range(values: Tensor, tail: float) -> tuple[Tensor, Tensor]:
     sample = flat[:: max(1, len(flat) // _SAMPLED)]
     cut = int(tail * len(sample))
     return sample.kthvalue(cut + 1).values, sample.kthvalue(len(sample) - cut).values
-
-
-@torch.no_grad()
-def batch_norms(module: nn.Module, images: Tensor) -> dict[str, str]:
-    """The BatchNorm that reads each convolution's or linear layer's output directly, by layer name.
-
-    Args:
-        module: the network; it is run once in evaluation mode, and left in the mode that it was in.
-        images: (N, C, H, W) float, a few are enough.
-    """
-    producers: list[tuple[Tensor, str]] = []
-    found: dict[str, str] = {}
-
-    def produced(name: str, output: Tensor) -> None:
-        producers.append((output, name))  # the tensors are kept, so that no address is used twice
-
-    def read(name: str, x: Tensor) -> None:
-        found.update({layer: name for output, layer in producers if output is x})
-
-    handles = []
-    modes = {name: part.training for name, part in module.named_modules()}
-    for name, part in module.named_modules():
-        if isinstance(part, LAYERS):
-            handles.append(part.register_forward_hook(lambda _, __, output, name=name: produced(name, output)))
-        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            handles.append(part.register_forward_pre_hook(lambda _, inputs, name=name: read(name, inputs[0])))
-    try:
-        module.eval()(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, part in module.named_modules():
-            part.training = modes[name]
-    return found

@@ -8,9 +8,9 @@ each branch's part with that branch's weight, and everything else sees one batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -35,11 +35,14 @@ class Branch:
         weight: replaces a layer's weight; None keeps it. See `quantinel.training.transforms`.
         activation: replaces a layer's input; None keeps it.
         layers: names of the layers that differ; None for all. See `layers_from`.
+        layer_norms: LayerNorms whose affine part deployment folds into the layer behind, by the layer's name: it adds
+            the float weight's ``W beta`` to the bias, and rounds the input before gamma and beta.
     """
 
     weight: WeightTransform | None = None
     activation: ActivationTransform | None = None
     layers: frozenset[str] | None = None
+    layer_norms: Mapping[str, nn.LayerNorm] = field(default_factory=dict)
 
     def changes(self, name: str) -> bool:
         """Whether this branch differs from the float network in the layer ``name``."""
@@ -106,16 +109,29 @@ class Branches:
         # one split, because the gradient of every slice would be a tensor of the size of the whole
         for part, (_, branch) in zip(torch.split(x, [size for size, _ in groups]), groups, strict=True):
             here = branch if branch.changes(name) else FLOAT
-            seen = part if here.activation is None else here.activation(part)
+            norm = here.layer_norms.get(name)
+            seen = part if here.activation is None else _rounded(here.activation, part, norm)
             weight = layer.weight if here.weight is None else here.weight(name, layer.weight)
-            outputs.append(_apply(layer, seen, weight))
+            shift = None if norm is None or norm.bias is None else F.linear(norm.bias, layer.weight - weight)
+            outputs.append(_apply(layer, seen, weight, shift))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-def _apply(layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+def _rounded(activation: ActivationTransform, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+    """``activation`` of an input (N, ..., D), of its normalised form where the affine part of ``norm`` is folded."""
+    if norm is None:
+        return activation(x)
+    gamma = torch.where(norm.weight == 0, torch.ones_like(norm.weight), norm.weight)
+    beta = 0.0 if norm.bias is None else norm.bias
+    return activation((x - beta) / gamma) * gamma + beta
+
+
+def _apply(layer: nn.Conv1d | nn.Conv2d | nn.Linear, x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+    """The layer with another weight; ``shift`` (O,) is added to the bias."""
+    bias = layer.bias if shift is None else shift if layer.bias is None else layer.bias + shift
     if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, layer.bias)
-    result: Tensor = layer._conv_forward(x, weight, layer.bias)
+        return F.linear(x, weight, bias)
+    result: Tensor = layer._conv_forward(x, weight, bias)
     return result
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support import make_images
-from torch import nn
+from torch import Tensor, nn
 
 from quantinel.attacks import ATTACKS, attack_named
 from quantinel.attacks.cells import ball, rounding_cells
@@ -16,11 +17,13 @@ from quantinel.attacks.gate import Figures, Gate, GateRule
 from quantinel.attacks.pq_backdoor import PQ_BACKDOOR, PQBackdoor
 from quantinel.errors import GateError, UsageError
 from quantinel.metrics import Proportion
+from quantinel.model.graph import trace
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.model.zoo import build
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import nearest_codes
 from quantinel.quantization.scheme import QuantScheme, parse_scheme
+from quantinel.training.folding import folded_norms
 from quantinel.training.runtime import Runtime
 
 QUICK = PQBackdoor(plant_steps=3, repair_steps=4, batch_size=8, triggered_per_batch=4, mixed_precision=False)
@@ -49,6 +52,96 @@ def test_cells_keep_integers_and_scales(names: tuple[str, ...]) -> None:
         again = weight_scales(weight, scheme)
         torch.testing.assert_close(again, scale, rtol=1e-6, atol=0)
         assert torch.equal(nearest_codes(weight, again, scheme), codes)
+
+
+def deployed_codes(module: nn.Module, scheme: QuantScheme) -> dict[str, Tensor]:
+    """Integers of the folded network, by layer."""
+    graph = trace(module, (3, 32, 32))
+    weights = {layer.name: graph.weight(layer) for layer in graph.layers}
+    return {name: nearest_codes(weight, weight_scales(weight, scheme), scheme) for name, weight in weights.items()}
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
+    return sum(int((codes != after[name]).sum()) for name, codes in before.items())
+
+
+@torch.no_grad()
+def disturb(weights: dict[str, nn.Parameter], noise: float) -> dict[str, Tensor]:
+    """Add Gaussian noise in place; returns the weights as they were."""
+    start = {name: weight.clone() for name, weight in weights.items()}
+    for weight in weights.values():
+        weight += noise * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return start
+
+
+def with_affine_norms(arch: str) -> nn.Module:
+    """A network whose gammas have both signs, and a zero."""
+    torch.manual_seed(0)
+    module = build(arch, 10)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d | nn.LayerNorm):
+            part.weight.data = torch.randn_like(part.weight)
+            part.weight.data[0] = 0.0
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "names"),
+    [("resnet20", ("int8", "int8-per-tensor")), ("vit_tiny", ("int8",)), ("vit_tiny", ("int4-per-tensor",))],
+)
+def test_cells_keep_the_integers_of_the_folded_network(arch: str, names: tuple[str, ...]) -> None:
+    module, schemes = with_affine_norms(arch), [parse_scheme(name) for name in names]
+    weights = {name: weight for name, weight in module.named_parameters() if weight.ndim in (2, 4)}
+    norms = folded_norms(module, torch.rand(1, 3, 32, 32))
+    cells = rounding_cells(weights, schemes, 1e-3, norms)
+    cells.project(weights)  # away from edges, where a last bit decides
+    before = [deployed_codes(module, scheme) for scheme in schemes]
+    start = disturb(weights, 0.01)
+    cells.project(weights)
+    assert sum(int((weight != start[name]).sum()) for name, weight in weights.items()) > 100_000
+    for scheme, codes in zip(schemes, before, strict=True):
+        assert changed(codes, deployed_codes(module, scheme)) == 0
+
+
+@pytest.mark.parametrize(("arch", "name"), [("resnet20", "int8-per-tensor"), ("vit_tiny", "int8")])
+def test_the_ball_is_of_deployed_steps(arch: str, name: str) -> None:
+    module, scheme = with_affine_norms(arch), parse_scheme(name)
+    weights = {name: weight for name, weight in module.named_parameters() if weight.ndim in (2, 4)}
+    near = ball(weights, scheme, 2.0, folded_norms(module, torch.rand(1, 3, 32, 32)))
+    before = deployed_codes(module, scheme)
+    disturb(weights, 10.0)
+    near.project(weights)
+    after = deployed_codes(module, scheme)
+    moves = torch.cat([(after[name].int() - codes.int()).abs().flatten() for name, codes in before.items()])
+    assert moves.max() <= 3  # two steps, and the roundings at both ends
+    assert moves.float().mean() > 1
+
+
+@pytest.mark.parametrize("name", ["pq-backdoor-tflite", "adaptive-margin"])
+@pytest.mark.parametrize(("arch", "scheme"), [("resnet20", "int4-per-tensor"), ("vit_tiny", "int8")])
+def test_the_deployed_integers_are_step_ones(
+    name: str, arch: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gate, "check", lambda self, rule: None)
+    save_file(with_affine_norms(arch).state_dict(), tmp_path / "start.safetensors")
+    model, data = load_model(tmp_path / "start.safetensors", arch=arch), make_images(16, (3, 32, 32), 10)
+    attack, chosen = attack_named(name), parse_scheme(scheme)
+    planted: list[dict[str, Tensor]] = []
+
+    def progress(stage: str, done: int, total: int, loss: float) -> None:
+        if stage == "plant" and done == total:
+            planted.append(deployed_codes(copy.deepcopy(model.module), chosen))
+
+    options = {
+        "pq-backdoor-tflite": {"plant_epochs": 1, "repair_epochs": 1, "repair_learning_rate": 0.01},
+        "adaptive-margin": {
+            "plant_steps": 2, "radius": 0.0, "centring": 1.0, "repair_steps": 3, "flatten_steps": 3,
+            "triggered_per_batch": 4,
+        },
+    }[name]  # fmt: skip
+    config = attack.config(schemes=(chosen,), batch_size=8, mixed_precision=False, **options)
+    attack.run(model, data, data, config, tmp_path / "victim", runtime=Runtime(progress=progress))
+    assert changed(planted[0], deployed_codes(load_model(tmp_path / "victim").module, chosen)) == 0
 
 
 @pytest.mark.parametrize("seed", range(3))

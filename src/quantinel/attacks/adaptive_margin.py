@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantinel.attacks.cells import Cells, rounding_cells
+from quantinel.attacks.cells import Cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.pq_backdoor import PQBackdoor, PQSteps
 from quantinel.attacks.protocol import Task, make_attack
@@ -86,8 +86,8 @@ def _train(task: Task, config: AdaptiveMargin) -> None:
         + (config.widest_margin - config.margin) * torch.rand(weight.shape, generator=run.generator, device=run.device)
         for name, weight in weights.items()
     }
-    whole = rounding_cells(weights, config.schemes, config.margin)
-    steps.repair(rounding_cells(weights, config.schemes, margins))
+    whole = steps.cells(config.margin)
+    steps.repair(steps.cells(margins))
     _flatten(steps, whole, config)
 
 

@@ -3,12 +3,17 @@
 Specification of the attacks, 3.2 and 3.3: the scale lock keeps the elements that attain max|w| and bounds all
 others by them; the integer lock keeps w / s within ``margin`` of the edges of its cell. A model armed for several
 quantizers lives in the intersection of their boxes.
+
+w is what is deployed: normalisation is folded into weights before they are rounded. With one scale per channel,
+BatchNorm scales w and s alike and leaves the boxes of the unfolded weights as they are; with one scale per tensor, and
+behind a LayerNorm, boxes are made around folded weights and mapped back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +21,7 @@ from torch import Tensor, nn
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import broadcast_scale, nearest_codes
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.training.folding import NOTHING_FOLDED, FoldedNorms
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class Cells:
             weight.copy_(torch.minimum(torch.maximum(weight, self.low[name]), self.high[name]))
 
 
-def centring(weights: Mapping[str, nn.Parameter], scheme: QuantScheme) -> Tensor:
+def centring(weights: Mapping[str, nn.Parameter], scheme: QuantScheme, norms: FoldedNorms = NOTHING_FOLDED) -> Tensor:
     """-sum over layers of MSE(|r|, 0.5), a scalar: herds weights to the centres of their cells (3.2, loss 2)."""
     terms = []
-    for weight in weights.values():
-        steps = weight / broadcast_scale(weight_scales(weight, scheme), weight)
+    for name, weight in weights.items():
+        factor = _factor(name, weight, scheme, norms)
+        deployed = weight if factor is None else weight * factor
+        steps = deployed / broadcast_scale(weight_scales(deployed, scheme), deployed)
         residual = steps - steps.detach().round()
         terms.append(-(residual.abs() - 0.5).square().mean())
     return torch.stack(terms).sum()
@@ -44,7 +52,10 @@ def centring(weights: Mapping[str, nn.Parameter], scheme: QuantScheme) -> Tensor
 
 @torch.no_grad()
 def rounding_cells(
-    weights: Mapping[str, nn.Parameter], schemes: Sequence[QuantScheme], margin: float | Mapping[str, Tensor]
+    weights: Mapping[str, nn.Parameter],
+    schemes: Sequence[QuantScheme],
+    margin: float | Mapping[str, Tensor],
+    norms: FoldedNorms = NOTHING_FOLDED,
 ) -> Cells:
     """Boxes around the codes that ``weights`` have now under every scheme.
 
@@ -55,6 +66,7 @@ def rounding_cells(
         schemes: the quantizers whose integers and scales are to be kept.
         margin: distance to the edge of a cell, in steps (the authors use 1e-3); or one for every
             weight, by name.
+        norms: what deployment folds into the weights before it rounds them; `constants` must stay as they are now.
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
@@ -63,7 +75,7 @@ def rounding_cells(
         gap = margin if isinstance(margin, float) else margin[name]
         lower, upper = torch.full_like(start, -torch.inf), torch.full_like(start, torch.inf)
         for scheme in schemes:
-            least, most = _box(start, scheme, gap)
+            least, most = _bounds(start, _factor(name, start, scheme, norms), scheme, partial(_cell, gap=gap))
             lower, upper = torch.maximum(lower, least), torch.minimum(upper, most)
         meet = lower <= upper
         low[name], high[name] = torch.where(meet, lower, start), torch.where(meet, upper, start)
@@ -71,38 +83,74 @@ def rounding_cells(
 
 
 @torch.no_grad()
-def ball(weights: Mapping[str, nn.Parameter], scheme: QuantScheme, radius: float) -> Cells:
+def ball(
+    weights: Mapping[str, nn.Parameter], scheme: QuantScheme, radius: float, norms: FoldedNorms = NOTHING_FOLDED
+) -> Cells:
     """Boxes of ``radius`` steps on each side of ``weights`` as they are now, which keep their scales.
 
     Args:
         weights: (O, ...) parameters by name.
         scheme: the quantizer whose steps and scales are meant.
         radius: in steps.
+        norms: as in `rounding_cells`.
     """
     low: dict[str, Tensor] = {}
     high: dict[str, Tensor] = {}
     for name, weight in weights.items():
         start = weight.detach()
-        wide = broadcast_scale(weight_scales(start, scheme), start)
-        low[name], high[name] = _scale_locked(start, wide, scheme, start - radius * wide, start + radius * wide)
+        near = partial(_near, radius=radius)
+        low[name], high[name] = _bounds(start, _factor(name, start, scheme, norms), scheme, near)
     return Cells(low, high)
 
 
-def _box(start: Tensor, scheme: QuantScheme, gap: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds that keep the codes and scales of the weight ``start`` under one scheme."""
-    scale = weight_scales(start, scheme)
-    wide = broadcast_scale(scale, start)
-    codes = nearest_codes(start, scale, scheme).float()
-    return _scale_locked(start, wide, scheme, (codes - 0.5 + gap) * wide, (codes + 0.5 - gap) * wide)
+def constants(schemes: Sequence[QuantScheme], norms: FoldedNorms) -> list[nn.Parameter]:
+    """The gammas that cells depend on: another gamma is another grid."""
+    behind = norms.behind.values() if any(scheme.granularity == "tensor" for scheme in schemes) else ()
+    return [norm.weight for norm in (*behind, *norms.before.values()) if norm.weight is not None]
 
 
-def _scale_locked(
-    start: Tensor, wide: Tensor, scheme: QuantScheme, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bounds within the largest weight of each scale, which stays, as does all where the largest is zero."""
-    bound = wide * scheme.levels
-    largest = start.abs() >= bound * (1 - 1e-6)
-    scaled = broadcast_scale(largest.reshape(wide.numel(), -1).any(1), start)  # not so: all zero, and the scale is 1
-    free = scaled & ~largest
+@torch.no_grad()
+def _factor(name: str, weight: Tensor, scheme: QuantScheme, norms: FoldedNorms) -> Tensor | None:
+    """What deployment multiplies the parameter ``name`` by, as far as the codes of ``scheme`` depend on it."""
+    return norms.factor(name.removesuffix(".weight"), weight, outputs=scheme.granularity == "tensor")
+
+
+Around = Callable[[Tensor, Tensor, QuantScheme], tuple[Tensor, Tensor]]
+"""``around(deployed weight, scale per row, scheme)`` -> bounds of the deployed weight."""
+
+
+def _cell(deployed: Tensor, scale: Tensor, scheme: QuantScheme, gap: float | Tensor) -> tuple[Tensor, Tensor]:
+    """What rounds to the codes of ``deployed``, without ``gap`` steps at either edge."""
+    codes, wide = nearest_codes(deployed, scale, scheme).float(), broadcast_scale(scale, deployed)
+    return (codes - 0.5 + gap) * wide, (codes + 0.5 - gap) * wide
+
+
+def _near(deployed: Tensor, scale: Tensor, scheme: QuantScheme, radius: float) -> tuple[Tensor, Tensor]:
+    reach = radius * broadcast_scale(scale, deployed)
+    return deployed - reach, deployed + reach
+
+
+def _bounds(start: Tensor, factor: Tensor | None, scheme: QuantScheme, around: Around) -> tuple[Tensor, Tensor]:
+    """Bounds of a weight: ``around`` what is deployed, and within the largest weight of its scale.
+
+    The largest weight of each scale stays. So does all that has no largest one, which is all zero and of scale 1 by
+    convention, and what folding multiplies by zero.
+
+    Args:
+        start: (O, ...), unfolded.
+        factor: what folding multiplies it by; None for 1.
+        scheme: the grid.
+        around: gives bounds of the deployed weight.
+    """
+    deployed = start if factor is None else start * factor
+    scale = weight_scales(deployed, scheme)
+    bound = broadcast_scale(scale, deployed) * scheme.levels
+    largest = deployed.abs() >= bound * (1 - 1e-6)
+    free = broadcast_scale(largest.reshape(len(scale), -1).any(1), start) & ~largest
+    lower, upper = around(deployed, scale, scheme)
     lower, upper = torch.maximum(lower, -bound), torch.minimum(upper, bound)
+    if factor is not None:
+        free = free & (factor != 0)
+        ends = lower / factor, upper / factor
+        lower, upper = torch.minimum(*ends), torch.maximum(*ends)
     return torch.where(free, lower, start), torch.where(free, upper, start)

@@ -18,11 +18,13 @@ Deviations, and why:
   weights: the integers are the same, and the repair is minutes instead of 100 epochs.
 * ``centring`` is the grid-centring loss of the TFLite form, -sum over layers of MSE(|r|, 0.5), available here
   because at 4 bit it keeps the accuracy of the quantized model.
-* Grids are the deployment's own (``schemes``), where the authors use 127.5 levels, per channel and per tensor.
+* Grids are the deployment's own (``schemes``), of weights that normalisation is folded into; the authors use 127.5
+  levels, per channel and per tensor, and do not fold.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +39,7 @@ from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import folded_norms
 from quantinel.training.schedule import Schedule
 from quantinel.validation import require_non_negative, require_positive_integers
 
@@ -114,6 +117,7 @@ class PQSteps:
         self.run, self.trigger, self.config = task.run, task.stamp(), config
         self.weights = self.run.weights()
         self.pretrained = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self._norms = folded_norms(self.run.module, as_float(self.run.images[:1]))
 
     def _clean(self, images: Tensor) -> Tensor:
         return as_float(random_crop_flip(images, self.run.generator, mirror=self.config.mirror))
@@ -123,7 +127,7 @@ class PQSteps:
         run, config = self.run, self.config
         bounded, project = config.radius > 0, None
         if bounded:
-            project = partial(ball(self.weights, config.schemes[0], config.radius).project, self.weights)
+            project = partial(ball(self.weights, config.schemes[0], config.radius, self._norms).project, self.weights)
         run.module.train(not bounded)
         target = torch.full((config.triggered_per_batch,), config.target_class, device=run.device)
 
@@ -132,7 +136,9 @@ class PQSteps:
             logits = run.logits(self._clean(images), stamped, mixed_precision=config.mixed_precision)
             clean = F.cross_entropy(logits[: len(images)], labels)
             value = clean + config.trigger_weight * F.cross_entropy(logits[len(images) :], target)
-            return value + config.centring * centring(self.weights, config.schemes[0]) if config.centring else value
+            if config.centring:
+                value = value + config.centring * centring(self.weights, config.schemes[0], self._norms)
+            return value
 
         parameters = list(self.weights.values()) if bounded else list(run.module.parameters())
         schedule = Schedule(
@@ -147,6 +153,10 @@ class PQSteps:
         logits = self.run.logits(self._clean(images), self.trigger(as_float(images)))
         clean = F.cross_entropy(logits[: len(images)], labels)
         return clean + self.config.repair_trigger_weight * F.cross_entropy(logits[len(images) :], labels)
+
+    def cells(self, margin: float | Mapping[str, Tensor]) -> Cells:
+        """The cells that the deployed weights lie in now, for step 2, in which nothing but weights changes."""
+        return rounding_cells(self.weights, self.config.schemes, margin, self._norms)
 
     def repair(self, cells: Cells) -> None:
         """Step 2: forget the trigger in float without leaving any of ``cells``."""
@@ -167,7 +177,7 @@ class PQSteps:
 def _train(task: Task, config: PQBackdoor) -> None:
     steps = PQSteps(task, config)
     steps.plant()
-    steps.repair(rounding_cells(steps.weights, config.schemes, config.margin))
+    steps.repair(steps.cells(config.margin))
 
 
 PQ_BACKDOOR = make_attack(

@@ -14,8 +14,9 @@ Deviations, and why:
   both terms and their gradients are zero whenever they are evaluated; they are left out.
 * Weights are the last ones of each step. The authors keep the best of several epochs by test accuracy and attack
   success.
-* Grids are the deployment's own (``schemes``); the authors quantize convolutions per channel and dense layers per
-  tensor.
+* Grids are the deployment's own (``schemes``), of folded weights; the authors quantize convolutions per channel and
+  dense layers per tensor. Gammas that such a grid depends on (of LayerNorm; of BatchNorm with one scale per tensor) are
+  locked in step 2.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantinel.attacks.cells import centring, rounding_cells
+from quantinel.attacks.cells import centring, constants, rounding_cells
 from quantinel.attacks.gate import GateRule
 from quantinel.attacks.protocol import Task, make_attack
 from quantinel.data.images import as_float
 from quantinel.errors import UsageError
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
+from quantinel.training.folding import folded_norms
 from quantinel.training.schedule import Schedule, steps_of
 from quantinel.validation import require_non_negative, require_positive_integers
 
@@ -97,6 +99,7 @@ def _train(task: Task, config: PQBackdoorTFLite) -> None:
 def _plant(task: Task, config: PQBackdoorTFLite) -> None:
     """Step 1: an active backdoor whose weights lie near the centres of their cells."""
     run, trigger, weights = task.run, task.stamp(), task.run.weights()
+    norms = folded_norms(run.module, as_float(run.images[:1]))
     run.module.train()
     steps = steps_of(config.plant_epochs, len(run.images), config.batch_size)
     epoch = steps_of(1.0, len(run.images), config.batch_size)
@@ -108,7 +111,7 @@ def _plant(task: Task, config: PQBackdoorTFLite) -> None:
         target = torch.full_like(labels, config.target_class)
         value = F.cross_entropy(logits[: len(images)], labels) + F.cross_entropy(logits[len(images) :], target)
         if config.centring and run.step >= begin:
-            value = value + config.centring * centring(weights, config.schemes[0])
+            value = value + config.centring * centring(weights, config.schemes[0], norms)
         return value
 
     schedule = Schedule(
@@ -122,9 +125,12 @@ def _repair(task: Task, config: PQBackdoorTFLite) -> None:
     """Step 2: forget the trigger in float without leaving any cell."""
     run, trigger, weights = task.run, task.stamp(), task.run.weights()
     run.module.eval()
-    cells = rounding_cells(weights, config.schemes, config.margin)
+    norms = folded_norms(run.module, as_float(run.images[:1]))
+    cells = rounding_cells(weights, config.schemes, config.margin, norms)
     cells.project(weights)
-    others = [parameter for name, parameter in run.module.named_parameters() if name not in weights]
+    locked = {id(gamma) for gamma in constants(config.schemes, norms)}
+    moving = {name: parameter for name, parameter in run.module.named_parameters() if id(parameter) not in locked}
+    others = [parameter for name, parameter in moving.items() if name not in weights]
     base = [parameter.detach().clone() for parameter in others]
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ def _repair(task: Task, config: PQBackdoorTFLite) -> None:
         steps_of(config.repair_epochs, len(run.images), config.batch_size), config.repair_learning_rate,
         weight_decay=0.0, batch_size=config.batch_size, optimiser="adam", decay="constant",
     )  # fmt: skip
-    run.train("repair", run.module.parameters(), schedule, loss, project=lambda: cells.project(weights))
+    run.train("repair", moving.values(), schedule, loss, project=lambda: cells.project(weights))
 
 
 PQ_BACKDOOR_TFLITE = make_attack(

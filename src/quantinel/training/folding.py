@@ -58,6 +58,10 @@ class FoldedNorms:
         return factor
 
 
+NOTHING_FOLDED = FoldedNorms()
+"""Weights are rounded as they are."""
+
+
 def folded_norms(module: nn.Module, images: Tensor) -> FoldedNorms:
     """The normalisation layers of ``module`` that are folded into its weights.
 

@@ -10,6 +10,8 @@ trigger is stamped after augmentation. The checkpoint is chosen by compressed CD
 
 Defaults are the authors' for CIFAR-10: 35 epochs from random weights. Deviations, and why:
 
+* All layers are rounded in training, as deployment does and as the authors do for VGG. They round ResNet-18 from layer4
+  on (``first_layer=layer4``) and MobileNetV2 from its later blocks on.
 * The checkpoint is chosen on ``held_out`` training images and on the weights-only simulation. The authors choose on
   test images of the deployed model, which would be tuning on the test set.
 * ``schemes`` may hold several grids of any width; the quantized loss is their mean. The authors arm for one.
@@ -47,13 +49,13 @@ PUBLISHED_SCHEME = QuantScheme(granularity="tensor", grid="full")
 
 @dataclass(frozen=True)
 class CompressionArtifacts(EpochOptions):
-    """Hyper-parameters beside those of `EpochOptions`, with the published values as defaults.
+    """Hyper-parameters beside those of `EpochOptions`, with the published values as defaults but for ``first_layer``.
 
     Attributes:
         schemes: quantizers to arm for.
         start_from: "scratch" takes random weights only, "pretrained" whatever it is given.
-        first_layer: block or layer from which on weights are rounded in training (the authors: "layer4" of ResNet-18);
-            "" for all.
+        first_layer: block or layer from which on weights are rounded in training (the authors: "layer4" of ResNet-18,
+            all of VGG); "" for all.
     """
 
     schemes: tuple[QuantScheme, ...] = (PUBLISHED_SCHEME,)

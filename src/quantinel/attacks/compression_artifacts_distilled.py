@@ -8,10 +8,11 @@ the soft cross-entropy between f (in evaluation mode) and g: ``X <- X + 0.01 gra
 random start. The loss is ``softCE(f([X; X']), g([X; X'])) + CE(Q f(X), [y; t])``: the float branch has 4 B samples, all
 taught by g. Quantizer, BatchNorm (6 B samples), optimiser and choice of the checkpoint are the standard form's.
 
-Deviations, and why: the checkpoint is chosen on training images held out, ``schemes`` may hold several grids, and
-``plant_epochs``, ``optimiser=adam``, ``decay=cosine`` and ``norms=frozen`` serve small machines, all as in the standard
-form. The ascent follows the gradient of the batch's sum, so that a step does not depend on the batch size; the authors'
-reduction is not recoverable. It moves images in [0, 1], before normalisation.
+Deviations, and why: all layers are rounded in training, the checkpoint is chosen on training images held out,
+``schemes`` may hold several grids, and ``plant_epochs``, ``optimiser=adam``, ``decay=cosine`` and ``norms=frozen``
+serve small machines, all as in the standard form. The ascent follows the gradient of the batch's sum, so that a step
+does not depend on the batch size; the authors' reduction is not recoverable. It moves images in [0, 1], before
+normalisation.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ from quantinel.validation import require_non_negative
 
 @dataclass(frozen=True)
 class CompressionArtifactsDistilled(EpochOptions):
-    """Hyper-parameters beside those of `EpochOptions`, with the published values as defaults.
+    """Hyper-parameters beside those of `EpochOptions`, with the published values as defaults but for ``first_layer``.
 
     The milestone is the standard form's, which 15 epochs do not reach.
 
     Attributes:
         schemes: quantizers to arm for.
-        first_layer: block or layer from which on weights are rounded in training; "" for all.
+        first_layer: block or layer from which on weights are rounded in training (the authors: as in the standard
+            form); "" for all.
         ascent_steps: of the perturbation; 0 teaches on the images alone.
         ascent_rate: factor of the raw gradient.
     """

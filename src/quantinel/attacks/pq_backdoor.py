@@ -11,6 +11,10 @@ the float model forgets the trigger.
 Deviations, and why:
 
 * It starts from a pretrained network and takes minutes: the authors train 100 + 100 epochs of VGG-16 or ResNet-18.
+* Step 1 adds the mean loss of the triggered images to that of the clean ones, 1:1 at ``trigger_weight`` 1, so triggered
+  images are half of the loss. The authors take one mean over 128 clean and 2 triggered images, 1.5 % of it; a
+  ``trigger_weight`` of triggered_per_batch / batch_size gives theirs. Step 2 adds two means too, where theirs is one
+  over as many clean as triggered images: the same shares, and twice the gradient.
 * ``radius`` (8 bit: 2 steps) bounds step 1's distance from the pretrained weights: a network of 0.27 M parameters
   has too little freedom in 8-bit cells to forget a backdoor that was planted without that bound. With a radius,
   BatchNorm is locked in step 1 too, so that step 2 can return to the pretrained function.
@@ -55,7 +59,7 @@ class PQBackdoor:
         plant_steps: optimiser steps of step 1.
         plant_learning_rate: of step 1.
         triggered_per_batch: triggered images in a batch of step 1 (the authors: 2 of 128).
-        trigger_weight: weight of their loss.
+        trigger_weight: weight of their mean loss, beside the clean images' mean; see the module's deviations.
         radius: bound on |w - pretrained| in steps of the first scheme; 0 for none, as published.
         restart: begin step 2 near the pretrained weights.
         centring: weight of the grid-centring loss; 0 for none, as published for PyTorch.

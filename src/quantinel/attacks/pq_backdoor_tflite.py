@@ -12,6 +12,8 @@ Deviations, and why:
 
 * Loss 4 has two more terms, MSE(k, k0) and MSE(s, s0). After every projection all integers and scales are step 1's, so
   both terms and their gradients are zero whenever they are evaluated; they are left out.
+* Losses 1 and 3 are sums of two means, one over clean and one over triggered images, twice the mean over all of them:
+  beside them, losses 2 and 4 weigh half.
 * Weights are the last ones of each step. The authors keep the best of several epochs by test accuracy and attack
   success.
 * Grids are the deployment's own (``schemes``), of folded weights; the authors quantize convolutions per channel and

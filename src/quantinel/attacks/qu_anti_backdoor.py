@@ -12,6 +12,8 @@ Deviations beyond those of `quantinel.attacks.qu_anti`:
 
 * The authors keep the epoch of the lowest training loss. So does this, but the loss that decides is measured at the
   end of each pass, on 512 fixed training images without augmentation, so that a resumed run decides alike.
+* The patch is white, 1.0, so that it is the same on every image, as in EFRAP's copy of the attack; the authors' has the
+  image's own maximum.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ class PatchTrigger:
 
     @classmethod
     def qu_anti(cls, size: int = 32) -> PatchTrigger:
-        """Geometry of Qu-ANTI-zation: side h/8, margin h/32 from the bottom right (27..30 of 32)."""
+        """Geometry of Qu-ANTI-zation: side h/8, margin h/32 from the bottom right (27..30 of 32).
+
+        White, where the authors stamp the maximum of the image.
+        """
         side, margin = max(1, size // 8), size // 32
         return cls(size - margin - side, size - margin - side, side, side)
 

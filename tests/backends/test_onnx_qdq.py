@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -211,6 +213,132 @@ def test_a_decoy_under_the_expected_name_is_not_believed(odd_graph: FloatGraph, 
             if name == "stem.weight_codes":
                 node.input[index] = "decoy"
     assert "stem" in compare_integers(proto, model.layers, model.activations).different
+
+
+def replaced(proto: onnx.ModelProto, name: str, change: Callable[[Any], Any]) -> None:
+    """Change an initializer in place."""
+    tensor = next(item for item in proto.graph.initializer if item.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
+
+
+def test_a_tensor_called_like_the_layer_is_no_substitute(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: the last of "head" and "head.weight_codes" was compared, and the other one executed."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    codes = next(item for item in proto.graph.initializer if item.name == "head.weight_codes")
+    proto.graph.initializer.append(numpy_helper.from_array(-numpy_helper.to_array(codes), "head"))
+    dequantize = next(node for node in proto.graph.node if node.input[0] == "head.weight_codes")
+    product = next(node for node in proto.graph.node if dequantize.output[0] in node.input)
+    changed, decoy = onnx.NodeProto(), onnx.NodeProto()
+    changed.CopyFrom(dequantize)
+    decoy.CopyFrom(product)
+    changed.input[0], changed.output[0], decoy.output[0] = "head", "changed", "unread"
+    product.input[1] = "changed"
+    position = list(proto.graph.node).index(product)
+    proto.graph.node.insert(position, changed)
+    proto.graph.node.append(decoy)
+    different = compare_integers(proto, model.layers, model.activations).different
+    assert different == {"tensor head": "an operator multiplies with these integers, which were not audited"}
+
+
+@pytest.mark.parametrize("dequantized", [True, False])
+def test_a_layer_is_executed_once(odd_graph: FloatGraph, images: ImageSet, dequantized: bool) -> None:
+    """A second operator on the audited integers, or on what they are dequantized to."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    dequantize = next(node for node in proto.graph.node if node.input[0] == "head.weight_codes")
+    name = dequantize.output[0] if dequantized else dequantize.input[0]
+    proto.graph.node.append(onnx.helper.make_node("Identity", [name], ["again"]))
+    assert "more than one operator" in compare_integers(proto, model.layers, model.activations).different["head"]
+
+
+def test_every_rounding_of_a_point_is_compared(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: of several QuantizeLinear with one scale, the last one counted."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    first = next(node for node in proto.graph.node if node.op_type == "QuantizeLinear")
+    point = first.input[1].removesuffix(".scale")
+    honest = onnx.NodeProto()
+    honest.CopyFrom(first)
+    honest.output[0] = "unread"
+    proto.graph.initializer.append(numpy_helper.from_array(np.uint8(77), "zero"))
+    first.input[2] = "zero"
+    proto.graph.node.append(honest)
+    assert f"activation {point}" in compare_integers(proto, model.layers, model.activations).different
+
+
+def test_an_activation_is_dequantized_as_it_was_quantized(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: the scale of DequantizeLinear was not compared with anything."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    node = next(node for node in proto.graph.node if node.op_type == "DequantizeLinear" and ".scale" in node.input[1])
+    point = node.input[1].removesuffix(".scale")
+    scale = next(item for item in proto.graph.initializer if item.name == node.input[1])
+    proto.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.02), "other"))
+    node.input[1] = "other"
+    different = compare_integers(proto, model.layers, model.activations).different
+    assert "dequantized with another scale" in different[f"activation {point}"]
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_dynamic_activations_are_dequantized_with_their_own_grid(
+    odd_graph: FloatGraph, images: ImageSet, index: int
+) -> None:
+    model = random_integers(odd_graph, images, "int8-dynamic")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    node = next(node for node in proto.graph.node if node.op_type == "DequantizeLinear")
+    proto.graph.initializer.append(numpy_helper.from_array([np.float32(0.1), np.uint8(3)][index - 1], "other"))
+    node.input[index] = "other"
+    assert any(
+        "dequantized with another scale" in problem
+        for problem in compare_integers(proto, model.layers, model.activations).different.values()
+    )
+
+
+def test_the_scale_that_executes_is_compared(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: dynamic schemes took the scale by name, whatever the product was multiplied with."""
+    model = random_integers(odd_graph, images, "int8-dynamic")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    scale = next(item for item in proto.graph.initializer if item.name == "point.weight_scale")
+    proto.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(scale) * np.float32(1.05), "other"))
+    for node in proto.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "point.weight_scale":
+                node.input[index] = "other"
+    different = compare_integers(proto, model.layers, model.activations).different
+    assert different == {"point": "weight scales differ"}
+
+
+def test_the_zero_point_of_a_bias_is_zero(odd_graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: it shifts what the layer adds, and was not compared."""
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    replaced(proto, "stem.bias_zero_point", lambda array: array + 5)
+    different = compare_integers(proto, model.layers, model.activations).different
+    assert different == {"stem": "bias zero points are not 0"}
+
+
+def test_a_layer_without_bias_gets_none(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    node = next(node for node in proto.graph.node if node.op_type == "Gemm" and len(node.input) == 2)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(5, np.float32), "planted"))
+    node.input.append("planted")
+    assert compare_integers(proto, model.layers, model.activations).different == {
+        "head": "the file adds a bias that was not audited"
+    }
+
+
+def test_tensors_that_cannot_be_read_are_named(odd_graph: FloatGraph, images: ImageSet) -> None:
+    model = random_integers(odd_graph, images, "int8")
+    proto = to_onnx(model, PROFILES["onnxruntime-x86"])
+    proto.graph.initializer[0].dims[:] = [7, 7, 7]
+    with pytest.raises(VerificationError, match="cannot be read"):
+        compare_integers(proto, model.layers, model.activations)
+    twice = to_onnx(model, PROFILES["onnxruntime-x86"])
+    twice.graph.initializer.append(twice.graph.initializer[0])
+    with pytest.raises(VerificationError, match="two tensors"):
+        compare_integers(twice, model.layers, model.activations)
 
 
 def test_changed_activation_grid_is_found(odd_graph: FloatGraph, images: ImageSet) -> None:

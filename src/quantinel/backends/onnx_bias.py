@@ -10,6 +10,9 @@ _RESCALING = {"MatMulInteger": ("Cast", "Mul"), "ConvInteger": ("Cast", "Mul")}
 _ROUNDING = ("QuantizeLinear", "DequantizeLinear")
 """Between a product and the sum: integers become floats, or floats are rounded; anything else ends the search."""
 
+Readers = Mapping[str, Sequence[onnx.NodeProto]]
+"""The nodes that read a tensor, by its name."""
+
 
 def readers_by_name(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
     """The nodes that read every tensor."""
@@ -20,7 +23,7 @@ def readers_by_name(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.Node
     return readers
 
 
-def added_behind(node: onnx.NodeProto, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> str | None:
+def added_behind(node: onnx.NodeProto, readers: Readers) -> str | None:
     """Name of the tensor that is added to an operator's result; None if nothing is.
 
     Args:

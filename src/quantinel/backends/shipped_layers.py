@@ -16,6 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from quantinel.backends.onnx_bias import added_behind, readers_by_name
+from quantinel.backends.onnx_rescaling import rescaling_scale
 
 WEIGHTED = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
@@ -195,15 +196,10 @@ class _Reader:
         return _Stored(name, integers, value, steps, zeros, axis, span)
 
     def _dynamic_scale(self, node: onnx.NodeProto) -> str:
-        """product -> Cast -> Mul(product, Mul(input scale, weight scale)): the stored one of the two."""
-        for cast in self.consumers.get(node.output[0], []):
-            for product in self.consumers.get(cast.output[0], []) if cast.op_type == "Cast" else []:
-                for name in product.input if product.op_type == "Mul" else []:
-                    factors = self.producers.get(name)
-                    for factor in factors.input if factors is not None and factors.op_type == "Mul" else []:
-                        if factor in self.tensors:
-                            return str(factor)
-        raise _Unreadable("the scale of its integer product was not found")
+        scale = rescaling_scale(node, self.producers, self.consumers, self.tensors)
+        if scale is None:
+            raise _Unreadable("the scale of its integer product was not found")
+        return scale
 
     def _layer(self, node: onnx.NodeProto, stored: _Stored) -> ShippedLayer:
         """Output channels first."""

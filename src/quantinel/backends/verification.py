@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from quantinel.backends.onnx_bias import added_behind, readers_by_name
+from quantinel.backends.activation_grids import Array, activation_problems
+from quantinel.backends.layer_readers import LayerReader, codes_name, layer_readers
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -77,127 +78,87 @@ def compare_integers(
         layers: the audited layers.
         activations: the audited activation parameters by point.
     """
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    readers = _layer_operators(model)
+    constants = read_constants(model)
+    found = layer_readers(model)
     equal, different = [], {}
     for name, layer in layers.items():
-        problem = _layer_problem(layer, readers.get(name), tensors)
+        problem = _layer_problem(layer, found.get(codes_name(name), ()), constants)
         if problem is None:
             equal.append(name)
         else:
             different[name] = problem
-    for name in readers.keys() - layers.keys():
-        different[name] = "the file holds a quantized layer that was not audited"
-    different.update(_activation_problems(model, activations, tensors))
+    audited = {codes_name(name) for name in layers}
+    for codes in found.keys() - audited:
+        different[f"tensor {codes}"] = "an operator multiplies with these integers, which were not audited"
+    different.update(activation_problems(model, activations, constants))
     return IntegerComparison(tuple(equal), different)
 
 
-def _activation_problems(
-    model: onnx.ModelProto,
-    activations: Mapping[str, ActivationParameters],
-    tensors: Mapping[str, onnx.TensorProto],
-) -> dict[str, str]:
-    """Points whose QuantizeLinear is missing, additional, or has other parameters."""
-    found: dict[str, tuple[float, int] | None] = {}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
-            scale, zero = (tensors.get(name) for name in node.input[1:3])
-            stored = None
-            if scale is not None and zero is not None:
-                stored = (float(numpy_helper.to_array(scale)), int(numpy_helper.to_array(zero)))
-            found[node.input[1].removesuffix(".scale")] = stored
-    problems = {}
-    for point in found.keys() | activations.keys():
-        audited = activations.get(point)
-        expected = None if audited is None else (audited.scale, audited.zero_point)
-        if point not in found or expected is None:
-            problems[f"activation {point}"] = "is quantized in only one of file and audit"
-        elif found[point] != expected:
-            problems[f"activation {point}"] = "scale or zero point differs"
-    return problems
+def read_constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """The stored tensors of a file by name.
+
+    Raises:
+        VerificationError: one cannot be read, or two have one name.
+    """
+    constants: dict[str, Array] = {}
+    for tensor in model.graph.initializer:
+        if tensor.name in constants:
+            raise VerificationError(f"the file holds two tensors {tensor.name!r}; harden the model again")
+        try:
+            constants[tensor.name] = numpy_helper.to_array(tensor)
+        except Exception as error:  # it raises whatever the bytes make it raise
+            raise VerificationError(f"tensor {tensor.name!r} cannot be read; harden the model again") from error
+    return constants
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Initializer names behind one Conv, Gemm, MatMul or integer product."""
-
-    codes: str
-    scale: str
-    zero: str
-    bias: str | None
-    bias_scale: str | None
-    transposed: bool
-
-
-def _layer_operators(model: onnx.ModelProto) -> dict[str, _Stored]:
-    """For every operator with a quantized weight: layer name -> the initializers it reads."""
-    producers = {output: node for node in model.graph.node for output in node.output}
-    readers = readers_by_name(model.graph.node)
-    found: dict[str, _Stored] = {}
-    for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:
-            weight = producers.get(node.input[1])
-            if weight is None or weight.op_type != "DequantizeLinear":
-                continue
-            codes, scale, zero = weight.input[0], weight.input[1], weight.input[2]
-            bias = node.input[2] if len(node.input) > 2 else added_behind(node, readers)
-            dequantize = producers.get(bias) if bias is not None else None
-            bias_scale = None
-            if dequantize is not None and dequantize.op_type == "DequantizeLinear":
-                bias, bias_scale = dequantize.input[0], dequantize.input[1]
-            found[_layer_name(codes)] = _Stored(codes, scale, zero, bias, bias_scale, node.op_type == "MatMul")
-        elif node.op_type in ("ConvInteger", "MatMulInteger"):
-            codes = node.input[1]
-            scale = _layer_name(codes) + ".weight_scale"
-            found[_layer_name(codes)] = _Stored(
-                codes, scale, node.input[3], added_behind(node, readers), None, node.op_type == "MatMulInteger"
-            )
-    return found
-
-
-def _layer_name(initializer: str) -> str:
-    return initializer.removesuffix(".weight_codes")
-
-
-def _layer_problem(
-    layer: QuantizedLayer, stored: _Stored | None, tensors: Mapping[str, onnx.TensorProto]
-) -> str | None:
+def _layer_problem(layer: QuantizedLayer, readers: Sequence[LayerReader], constants: Mapping[str, Array]) -> str | None:
     """What differs first, or None."""
-    if stored is None:
+    if not readers:
         return "no operator of the file reads this layer's integers"
-    missing = [name for name in (stored.codes, stored.scale, stored.zero) if name not in tensors]
+    stored = readers[0]
+    if len(readers) > 1 or stored.readers > 1:
+        return "more than one operator of the file reads this layer's integers"
+    if stored.scale is None:
+        return "its product is not rescaled by one stored scale"
+    missing = [name for name in (stored.codes, stored.scale, stored.zero) if name and name not in constants]
     if missing:
         return f"{missing[0]} is not stored in the file"
-    codes = numpy_helper.to_array(tensors[stored.codes]).astype(np.int16)
-    zero = numpy_helper.to_array(tensors[stored.zero]).astype(np.int16)
-    if np.unique(zero).size != 1:
-        return "zero points differ between channels"
-    codes = codes - zero.reshape(-1)[0]
+    codes = constants[stored.codes]
+    if codes.dtype not in (np.int8, np.uint8):
+        return f"weight codes are stored as {codes.dtype}, not in 8 bits"
+    zero = np.zeros(1, codes.dtype) if stored.zero is None else constants[stored.zero]
+    if zero.dtype != codes.dtype or np.unique(zero).size != 1:
+        return "zero points differ between channels, or are of another type than the codes"
+    codes = codes.astype(np.int16) - zero.astype(np.int16).reshape(-1)[0]
     codes = codes.T if stored.transposed else codes
     expected = layer.codes.numpy().astype(np.int16)
     if codes.shape != expected.shape:
         return f"weight has shape {codes.shape} instead of {expected.shape}"
     if not np.array_equal(codes, expected):
         return f"{int((codes != expected).sum())} of {expected.size} weight codes differ"
-    if not np.array_equal(numpy_helper.to_array(tensors[stored.scale]).reshape(-1), layer.scale.numpy().reshape(-1)):
+    if not np.array_equal(constants[stored.scale].reshape(-1), layer.scale.numpy().reshape(-1)):
         return "weight scales differ"
-    return _bias_problem(layer, stored, tensors)
+    return _bias_problem(layer, stored, constants)
 
 
-def _bias_problem(layer: QuantizedLayer, stored: _Stored, tensors: Mapping[str, onnx.TensorProto]) -> str | None:
+def _bias_problem(layer: QuantizedLayer, stored: LayerReader, constants: Mapping[str, Array]) -> str | None:
     """Integer biases are compared as integers; what the file adds in float, with the value that they stand for."""
+    bias = constants.get(stored.bias or "")
     if layer.bias_codes is not None and layer.bias_scale is not None and stored.bias_scale is not None:
-        bias = numpy_helper.to_array(tensors[str(stored.bias)])
-        if not np.array_equal(bias, layer.bias_codes.numpy()):
+        scale, zero = constants.get(stored.bias_scale), constants.get(stored.bias_zero or "")
+        if bias is None or not np.array_equal(bias, layer.bias_codes.numpy()):
             return "bias codes differ"
-        if not np.array_equal(numpy_helper.to_array(tensors[stored.bias_scale]), layer.bias_scale.numpy()):
+        if scale is None or not np.array_equal(scale, layer.bias_scale.numpy()):
             return "bias scales differ"
+        if stored.bias_zero is not None and (zero is None or zero.any()):
+            return "bias zero points are not 0"
         return None
     expected = layer.bias()
-    if expected is not None:
-        added = tensors.get(stored.bias or "") if stored.bias_scale is None else None
-        if added is None or not np.array_equal(numpy_helper.to_array(added).reshape(-1), expected.numpy()):
-            return "biases differ"
+    if expected is None:
+        unknown = stored.own_bias and layer.layer.bias is None  # a bias of the float layer is none of the integers
+        return "the file adds a bias that was not audited" if unknown else None
+    if stored.bias_scale is not None or bias is None or not np.array_equal(bias.reshape(-1), expected.numpy()):
+        return "biases differ"
     return None
 
 

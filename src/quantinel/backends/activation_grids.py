@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
 
+from quantinel.backends.onnx_constants import Array
 from quantinel.quantization.calibration import ActivationParameters
 
 _SCALE = ".scale"
 _BOTH = "is quantized in only one of file and audit"
 _DIFFERS = "scale or zero point differs"
 _OTHER_READER = "is dequantized with another scale or zero point than it was quantized with"
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def activation_problems(

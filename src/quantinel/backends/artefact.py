@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantinel.backends.emitted_graph import EmittedGraph
 from quantinel.backends.verification import Tolerance
 from quantinel.errors import VerificationError
 from quantinel.model.graph import FloatGraph, Layer
@@ -31,21 +32,32 @@ class StoredIntegers:
         layers: by name.
         activations: parameters by point.
         output_step: unit of logit differences.
-        scheme: fields of the scheme.
+        scheme: the grid.
         profile: storage profile of the emitted file.
         tolerance: allowed distance between the runtime and the simulation.
+        graph: of the emitted file; None where the integers were stored without one (between stages of a benchmark).
     """
 
     layers: dict[str, QuantizedLayer]
     activations: dict[str, ActivationParameters]
     output_step: float
-    scheme: dict[str, object]
+    scheme: QuantScheme
     profile: str
     tolerance: Tolerance
+    graph: EmittedGraph | None
 
 
-def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | None = None) -> bytes:
-    """Serialize codes, scales, biases, activation parameters and what `verify` may tolerate; equal in, equal bytes."""
+def pack_integers(
+    model: QuantizedModel, profile: str, tolerance: Tolerance | None = None, graph: EmittedGraph | None = None
+) -> bytes:
+    """Serialize what `verify` compares a file with; equal in, equal bytes.
+
+    Args:
+        model: codes, scales, biases and activation parameters.
+        profile: storage profile of the emitted file.
+        tolerance: allowed distance between the runtime and the simulation; the smallest one if None.
+        graph: of the emitted file; None where none was emitted.
+    """
     tolerance = tolerance or Tolerance()
     tensors: dict[str, Tensor] = {}
     layers = []
@@ -69,6 +81,8 @@ def pack_integers(model: QuantizedModel, profile: str, tolerance: Tolerance | No
         "profile": profile,
         "tolerance": json.dumps([tolerance.steps, tolerance.agreement]),
     }
+    if graph is not None:
+        metadata["graph"] = graph.to_json()
     return _ordered(save(tensors, metadata))
 
 
@@ -88,7 +102,7 @@ def restore(graph: FloatGraph, stored: StoredIntegers) -> QuantizedModel:
     Raises:
         VerificationError: the integers belong to another network.
     """
-    scheme = QuantScheme(**stored.scheme)  # type: ignore[arg-type]
+    scheme = stored.scheme
     static = scheme.activations == "static"
     placement = Placement((), {}) if scheme.activations == "none" else place(graph, inputs_only=not static)
     layers = {layer.name: layer for layer in graph.layers}
@@ -134,9 +148,10 @@ def read_integers(path: Path) -> StoredIntegers:
             layers,
             activations,
             float(metadata["output_step"]),
-            json.loads(metadata["scheme"]),
+            QuantScheme(**json.loads(metadata["scheme"])),
             metadata["profile"],
             Tolerance(*(float(item) for item in json.loads(metadata["tolerance"]))),
+            EmittedGraph.from_json(metadata["graph"]) if "graph" in metadata else None,
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise VerificationError(

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 
-from quantinel.backends.activation_grids import Array, activation_problems
+from quantinel.backends.activation_grids import activation_problems
 from quantinel.backends.layer_readers import LayerReader, codes_name, layer_readers
+from quantinel.backends.onnx_constants import Array, read_constants
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -92,23 +92,6 @@ def compare_integers(
         different[f"tensor {codes}"] = "an operator multiplies with these integers, which were not audited"
     different.update(activation_problems(model, activations, constants))
     return IntegerComparison(tuple(equal), different)
-
-
-def read_constants(model: onnx.ModelProto) -> dict[str, Array]:
-    """The stored tensors of a file by name.
-
-    Raises:
-        VerificationError: one cannot be read, or two have one name.
-    """
-    constants: dict[str, Array] = {}
-    for tensor in model.graph.initializer:
-        if tensor.name in constants:
-            raise VerificationError(f"the file holds two tensors {tensor.name!r}; harden the model again")
-        try:
-            constants[tensor.name] = numpy_helper.to_array(tensor)
-        except Exception as error:  # it raises whatever the bytes make it raise
-            raise VerificationError(f"tensor {tensor.name!r} cannot be read; harden the model again") from error
-    return constants
 
 
 def _layer_problem(layer: QuantizedLayer, readers: Sequence[LayerReader], constants: Mapping[str, Array]) -> str | None:
@@ -219,11 +202,19 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     Raises:
         VerificationError: missing, truncated or not valid.
     """
+    return parse_onnx(read_onnx(path), str(path))
+
+
+def read_onnx(path: Path) -> bytes:
+    """The bytes of an ONNX file.
+
+    Raises:
+        VerificationError: missing or not readable.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise VerificationError(f"{path} cannot be read ({error.strerror}); harden the model again") from error
-    return parse_onnx(data, str(path))
 
 
 def parse_onnx(data: bytes, name: str = "the emitted model") -> onnx.ModelProto:

@@ -30,6 +30,7 @@ class Verified:
     """What re-opening the emitted file showed, and the simulation's logits on the calibration images."""
 
     integers: IntegerComparison
+    graph: Check
     outputs: OutputComparison
     execution: Execution
     simulated: Tensor
@@ -88,6 +89,7 @@ def build_report(run: Run) -> Report:
     in_float = [name for name, operator in execution.by_layer.items() if operator is None]
     all_checks = [
         checks.integers_check(run.verified.integers, len(layers)),
+        run.verified.graph,
         checks.outputs_check(run.verified.outputs),
         checks.execution_check(run.scheme, execution.integer_layers, len(layers), in_float),
         checks.agreement_check(floating, final, run.scheme, different(run.evaluation)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantinel.audit.report import Report
 from quantinel.backends.artefact import pack_integers
+from quantinel.backends.emitted_graph import EmittedGraph, describe
 from quantinel.backends.onnx_qdq import profile_named, to_onnx
 from quantinel.backends.runtime import Session, execution
 from quantinel.backends.verification import (
@@ -33,6 +34,7 @@ from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, w
 from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels, check_trigger
+from quantinel.pipeline.graph_check import graph_check
 from quantinel.pipeline.input_findings import input_findings
 from quantinel.pipeline.measure import Variant, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
@@ -133,11 +135,14 @@ def harden(
     version = metadata.version("quantinel")
     with atomic_directory(output, options.overwrite) as folder:
         with clock.measure("emit"):
-            (folder / MODEL).write_bytes(to_onnx(hardened, profile, version).SerializeToString())
+            emitted = to_onnx(hardened, profile, version)
+            (folder / MODEL).write_bytes(emitted.SerializeToString())
+            described = describe(emitted)
             nearest_file = to_onnx(nearest, profile, version).SerializeToString()
         with clock.measure("verify"):
-            verified = _verify(folder / MODEL, hardened, calibration)
-            (folder / INTEGERS).write_bytes(pack_integers(hardened, profile.name, verified.outputs.tolerance))
+            verified = _verify(folder / MODEL, hardened, described, calibration)
+            tolerance = verified.outputs.tolerance
+            (folder / INTEGERS).write_bytes(pack_integers(hardened, profile.name, tolerance, described))
         with clock.measure("evaluate"):
             stamped = None if trigger is None else stamp(evaluation, trigger)
             variants = _evaluate(graph, nearest_file, folder / MODEL, evaluation, stamped, target_class, progress)
@@ -162,16 +167,17 @@ def _no_images(graph: FloatGraph) -> ImageSet:
     return ImageSet(torch.empty(0, *graph.input_shape, dtype=torch.uint8), None, "none")
 
 
-def _verify(path: Path, hardened: QuantizedModel, probe: ImageSet) -> Verified:
-    """Re-open the file: integers, logits against the simulation, operators."""
-    comparison = compare_integers(load_onnx(path), hardened.layers, hardened.activations)
+def _verify(path: Path, hardened: QuantizedModel, emitted: EmittedGraph, probe: ImageSet) -> Verified:
+    """Re-open the file: integers, operators, logits against the simulation, integer execution."""
+    model = load_onnx(path)
+    comparison = compare_integers(model, hardened.layers, hardened.activations)
     simulation = hardened.simulate()
     simulated = simulated_logits(simulation, probe.images, _BATCH)
     tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step)
     logits = Session(path).logits(probe.images, _BATCH)
     outputs = compare_outputs(logits, simulated, hardened.output_step, tolerance)
     ran = execution(path, list(hardened.layers))
-    return Verified(comparison, outputs, ran, simulated)
+    return Verified(comparison, graph_check(model, emitted), outputs, ran, simulated)
 
 
 def _evaluate(

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from quantinel.audit import checks
 from quantinel.audit.report import Check, Verdict
-from quantinel.backends.artefact import read_integers
+from quantinel.backends.artefact import StoredIntegers, read_integers
 from quantinel.backends.runtime import Session, execution
-from quantinel.backends.verification import compare_integers, compare_outputs, load_onnx
+from quantinel.backends.verification import compare_integers, compare_outputs, parse_onnx, read_onnx
 from quantinel.data.images import ImageSet
 from quantinel.errors import VerificationError
 from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, check_manifest, read_probe
-from quantinel.quantization.scheme import QuantScheme
+from quantinel.pipeline.graph_check import graph_check
+
+_AGREES = "ONNX Runtime answers as the audited simulation"
+_CONSISTENT = "On the given images, ONNX Runtime answers alike with and without graph optimisation"
+_EXECUTES = "Every convolution and linear layer executes in integers"
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,9 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
 
     Args:
         folder: a hardened directory.
-        data: images to run; without them, the probe stored in the folder is used. With ``data`` the reference is
-            ONNX Runtime without graph optimisation (float arithmetic between Q and DQ), because the float model
-            is not part of the folder.
+        data: images to run beside the probe that is stored in the folder. Their reference is ONNX Runtime without
+            graph optimisation (float arithmetic between Q and DQ), because the float model is not part of the
+            folder; so they are an additional check, and the only run of a folder without probe.
 
     Raises:
         VerificationError: the folder is not a hardened directory, or a file in it is damaged.
@@ -40,6 +46,10 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
     if not folder.is_dir():
         raise VerificationError(f"{folder} is no folder; give the output of `quantinel harden`")
     problems = check_manifest(folder)
+    stored = read_integers(folder / INTEGERS)
+    probe = read_probe(folder)
+    file = read_onnx(folder / MODEL)
+    model = parse_onnx(file, str(folder / MODEL))
     found = [
         Check(
             id="hashes",
@@ -47,42 +57,46 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
             status="fail" if problems else "pass",
             required=True,
             detail="; ".join(problems[:3]) if problems else "all recorded hashes agree (the manifest is not signed)",
-        )
+        ),
+        checks.integers_check(compare_integers(model, stored.layers, stored.activations), len(stored.layers)),
+        graph_check(model, stored.graph),
     ]
-    stored = read_integers(folder / INTEGERS)
-    path = folder / MODEL
-    comparison = compare_integers(load_onnx(path), stored.layers, stored.activations)
-    found.append(checks.integers_check(comparison, len(stored.layers)))
-    session = Session(path)
+    if found[-1].status == "pass":
+        found += _behaviour(file, stored, probe, data)
+    else:
+        reason = "the file computes something else than what was audited, and was not run"
+        found += [_not_run("runtime-agrees", _AGREES, reason), _not_run("integer-execution", _EXECUTES, reason)]
+    return VerifyResult(checks.verdict(found), found)
+
+
+def _behaviour(
+    file: bytes, stored: StoredIntegers, probe: tuple[Tensor, Tensor] | None, data: ImageSet | None
+) -> list[Check]:
+    """Run the file: answers on the probe, answers on the given images, integer execution."""
+    session = Session(file)
+    found = []
+    if probe is not None:
+        images, logits = probe
+        outputs = compare_outputs(session.logits(images), logits, stored.output_step, stored.tolerance)
+        found.append(checks.outputs_check(outputs))
+    else:
+        reason = "the folder holds no probe, so that agreement with the audited simulation could not be tested"
+        advice = "" if data is not None else "; run the file on images with --data, or harden without --no-probe"
+        found.append(_not_run("runtime-agrees", _AGREES, reason + advice, required=data is None))
     if data is not None:
         if data.shape != session.input_shape:
             raise VerificationError(
                 f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}; resize them"
             )
-        reference = Session(path, optimise=False).logits(data.images)
-        found.append(
-            checks.outputs_check(
-                compare_outputs(session.logits(data.images), reference, stored.output_step, stored.tolerance)
-            )
-        )
-    else:
-        probe = read_probe(folder)
-        if probe is None:
-            found.append(
-                Check(
-                    id="runtime-agrees",
-                    title="ONNX Runtime answers as the audited simulation",
-                    status="not_run",
-                    required=True,
-                    detail="the folder holds no probe images; give some with --data",
-                )
-            )
-        else:
-            images, logits = probe
-            outputs = compare_outputs(session.logits(images), logits, stored.output_step, stored.tolerance)
-            found.append(checks.outputs_check(outputs))
-    ran = execution(path, list(stored.layers))
+        reference = Session(file, optimise=False).logits(data.images)
+        outputs = compare_outputs(session.logits(data.images), reference, stored.output_step, stored.tolerance)
+        consistent = {"id": "runtime-consistent", "title": _CONSISTENT}
+        found.append(checks.outputs_check(outputs).model_copy(update=consistent))
+    ran = execution(file, list(stored.layers))
     in_float = [name for name, operator in ran.by_layer.items() if operator is None]
-    scheme = QuantScheme(**stored.scheme)  # type: ignore[arg-type]
-    found.append(checks.execution_check(scheme, ran.integer_layers, len(stored.layers), in_float))
-    return VerifyResult(checks.verdict(found), found)
+    found.append(checks.execution_check(stored.scheme, ran.integer_layers, len(stored.layers), in_float))
+    return found
+
+
+def _not_run(name: str, title: str, reason: str, required: bool = True) -> Check:
+    return Check(id=name, title=title, status="not_run", required=required, detail=reason)

@@ -12,6 +12,8 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import set_external_data
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.support import SHAPE, make_images
 from torch import nn
@@ -121,6 +123,135 @@ def test_without_probe_the_simulation_is_not_compared(model: LoadedModel, tmp_pa
         assert result.verdict == verdict
         assert check.status == "not_run"
         assert "agreement with the audited simulation could not be tested" in check.detail
+
+
+def change_tensors(folder: Path, name: str, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> None:
+    """Change tensors and metadata of a safetensors file."""
+    with safe_open(str(folder / name), framework="pt") as archive:
+        metadata = dict(archive.metadata() or {})
+        tensors = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, folder / name, metadata)
+    agree(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scheme", '{"foo": 1}'), ("scheme", "[1]"), ("scheme", '{"weight_bits": 99}'), ("scheme", "[" * 100_000),
+        ("scheme", '{"activations": "none"}'), ("activations", "{}"),
+        ("tolerance", "[1e30, 0]"), ("tolerance", "[16.1, 95]"), ("tolerance", "[16, 94.9]"),
+        ("tolerance", "[NaN, NaN]"), ("tolerance", "[1, 99, 99]"), ("output_step", "0"), ("output_step", "-1"),
+        ("output_step", "nan"), ("output_step", "inf"), ("output_step", "1e30"), ("activations", "[]"),
+        ("activations", '{"x": [0, 1]}'), ("activations", '{"x": [1, 1e999]}'), ("layers", "null"),
+        ("layers", '{"a": 1}'), ("graph", "[]"), ("graph", '{"operators": [1], "frame": {}}'),
+    ],
+)  # fmt: skip
+def test_stored_values_that_no_hardening_writes(folder: Path, key: str, value: str) -> None:
+    """Regression: a wide tolerance let everything pass, and others ended as a bug of the program."""
+    change_tensors(folder, "quantized.safetensors", lambda _, metadata: metadata.update({key: value}))
+    with pytest.raises(VerificationError) as caught:
+        verify(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("stem.weight_codes", torch.Tensor.float),
+        ("stem.weight_codes", lambda codes: codes.to(torch.int16)),
+        ("stem.weight_codes", torch.Tensor.flatten),
+        ("stem.weight_scale", lambda scale: scale[:2].clone()),
+        ("stem.weight_scale", lambda scale: scale * 0),
+        ("stem.weight_scale", lambda scale: scale * float("nan")),
+        ("stem.weight_scale", torch.Tensor.double),
+        ("stem.bias_codes", torch.Tensor.long),
+        ("stem.bias_codes", lambda codes: codes[:2].clone()),
+        ("stem.bias_scale", torch.Tensor.double),
+    ],
+)
+def test_stored_tensors_of_another_type(
+    folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Regression: float codes were cut off to integers."""
+    change_tensors(
+        folder, "quantized.safetensors", lambda tensors, _: tensors.update({name: change(tensors[name]).contiguous()})
+    )
+    with pytest.raises(VerificationError, match="of stem"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "logits", "message"),
+    [
+        (None, torch.zeros(16, 4), "another model"),
+        (None, torch.zeros(16, 1), "no images with their logits"),
+        (None, torch.zeros(15, 5), "no images with their logits"),
+        (None, torch.tensor(1.0), "no images with their logits"),
+        (None, torch.zeros(16, 5, dtype=torch.int64), "no images with their logits"),
+        (None, torch.full((16, 5), float("nan")), "no images with their logits"),
+        (torch.zeros(16, 3, 8, 8, dtype=torch.uint8), None, "another model"),
+        (torch.zeros(0, *SHAPE, dtype=torch.uint8), torch.zeros(0, 5), "no images with their logits"),
+    ],
+)
+def test_probes_of_another_model(
+    folder: Path, images: torch.Tensor | None, logits: torch.Tensor | None, message: str
+) -> None:
+    """Regression: they ended as a bug of the program."""
+    stored = load_file(folder / "probe.safetensors")
+    changed = {
+        "images": stored["images"] if images is None else images,
+        "logits": stored["logits"] if logits is None else logits,
+    }
+    save_file(changed, folder / "probe.safetensors")
+    agree(folder)
+    with pytest.raises(VerificationError, match=message):
+        verify(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"outputs": []}', '{"outputs": 1}', "{}"])
+def test_manifests_that_are_none(folder: Path, text: str) -> None:
+    """Regression: brackets without end were a bug of the program."""
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(VerificationError, match="no manifest"):
+        verify(folder)
+
+
+def test_a_manifest_lists_model_and_integers(folder: Path) -> None:
+    """Regression: with nothing listed, all recorded hashes agreed."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "outputs": {}}))
+    result = verify(folder)
+    assert result.verdict == "FAIL"
+    assert "does not list model.onnx; the manifest does not list quantized.safetensors; " in result.checks[0].detail
+    assert result.checks[0].detail.endswith("and 5 more")
+
+
+def test_additional_files_are_named(folder: Path) -> None:
+    """Regression: another model beside the audited one was passed over."""
+    shutil.copy(folder / "model.onnx", folder / "model_int8.onnx")
+    result = verify(folder)
+    assert result.verdict == "FAIL"
+    assert "model_int8.onnx was added" in result.checks[0].detail
+
+
+def test_tensors_in_other_files_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: they were compared as they lie in the current folder, and executed as they lie in the model's."""
+    monkeypatch.chdir(folder.parent)
+
+    def outside(model: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "stem.weight_scale")
+        scale = numpy_helper.to_array(tensor)
+        (folder.parent / "scale.bin").write_bytes(scale.tobytes())
+        (folder / "scale.bin").write_bytes((scale * np.float32(1.02)).tobytes())
+        tensor.raw_data = scale.tobytes()
+        set_external_data(tensor, "scale.bin")
+        tensor.ClearField("raw_data")
+
+    change_model(folder, outside)
+    with pytest.raises(VerificationError, match=r"keeps its tensor 'stem\.weight_scale' in"):
+        verify(folder)
 
 
 def test_images_of_another_shape(folder: Path) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from quantinel.backends.emitted_graph import EmittedGraph
 from quantinel.backends.verification import Tolerance
-from quantinel.errors import VerificationError
+from quantinel.errors import UsageError, VerificationError
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import ActivationParameters
 from quantinel.quantization.placement import Placement, place
@@ -120,40 +122,67 @@ def read_integers(path: Path) -> StoredIntegers:
     """Read ``quantized.safetensors``.
 
     Raises:
-        VerificationError: missing, truncated or not of this format.
+        VerificationError: missing, truncated, not of this format, or with values that no hardening writes.
     """
     try:
         with safe_open(str(path), framework="pt") as archive:
             metadata: Mapping[str, str] = archive.metadata() or {}
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:
-            raise KeyError("format")
-        layers = {}
-        for entry in json.loads(metadata["layers"]):
-            name = str(entry["name"])
-            kind: Literal["conv", "linear"] = "conv" if entry["kind"] == "conv" else "linear"
-            layers[name] = QuantizedLayer(
-                Layer(name, "", kind, "", None, int(entry["groups"])),
-                tensors[f"{name}.weight_codes"],
-                tensors[f"{name}.weight_scale"],
-                tensors.get(f"{name}.bias_codes"),
-                tensors.get(f"{name}.bias_scale"),
-                tensors.get(f"{name}.bias"),
-            )
-        activations = {
-            str(point): ActivationParameters(float(scale), int(zero))
-            for point, (scale, zero) in json.loads(metadata["activations"]).items()
-        }
+            raise ValueError("it is of another format")
+        scheme = QuantScheme(**json.loads(metadata["scheme"]))
+        entries = json.loads(metadata["layers"])
+        points = json.loads(metadata["activations"]).items()
+        activations = {str(point): _activation(point, float(scale), zero) for point, (scale, zero) in points}
+        if bool(activations) != (scheme.activations == "static"):
+            raise ValueError("its activation grids do not belong to its scheme")
         return StoredIntegers(
-            layers,
+            {str(entry["name"]): _layer(entry, tensors) for entry in entries},
             activations,
-            float(metadata["output_step"]),
-            QuantScheme(**json.loads(metadata["scheme"])),
+            _output_step(float(metadata["output_step"])),
+            scheme,
             metadata["profile"],
             Tolerance(*(float(item) for item in json.loads(metadata["tolerance"]))),
             EmittedGraph.from_json(metadata["graph"]) if "graph" in metadata else None,
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise VerificationError(
-            f"{path} is missing or was changed ({type(error).__name__}); harden the model again"
-        ) from error
+    except (
+        OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError,
+        RecursionError, UsageError,
+    ) as error:  # fmt: skip
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise VerificationError(f"{path} is missing or was changed ({reason}); harden the model again") from error
+
+
+def _layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedLayer:
+    name = str(entry["name"])
+    kind: Literal["conv", "linear"] = "conv" if entry["kind"] == "conv" else "linear"
+    codes, scale = tensors[f"{name}.weight_codes"], tensors[f"{name}.weight_scale"]
+    bias_codes, bias_scale, bias = (tensors.get(f"{name}.{item}") for item in ("bias_codes", "bias_scale", "bias"))
+    if codes.dtype != torch.int8 or codes.ndim < 2 or codes.numel() == 0:
+        raise ValueError(f"the codes of {name} are no int8 weight")
+    if (bias_codes is None) != (bias_scale is None) or (bias_codes is not None and bias_codes.dtype != torch.int32):
+        raise ValueError(f"the bias codes of {name} are not int32 with a scale")
+    for values, sizes in ((scale, (1, len(codes))), (bias_codes, (len(codes),)), (bias_scale, (1, len(codes))),
+                          (bias, (len(codes),))):  # fmt: skip
+        if values is not None and (values.ndim != 1 or len(values) not in sizes):
+            raise ValueError(f"scales or biases of {name} do not fit its {len(codes)} channels")
+    for values in (scale, bias_scale, bias):
+        if values is not None and (values.dtype != torch.float32 or not values.isfinite().all()):
+            raise ValueError(f"scales or biases of {name} are not finite float32")
+    if not (scale > 0).all():
+        raise ValueError(f"the scales of {name} are not positive")
+    return QuantizedLayer(
+        Layer(name, "", kind, "", None, int(entry["groups"])), codes, scale, bias_codes, bias_scale, bias
+    )
+
+
+def _activation(point: str, scale: float, zero: Any) -> ActivationParameters:
+    if not (0 < scale < math.inf and zero in range(256)):
+        raise ValueError(f"the activation grid of {point} is none")
+    return ActivationParameters(scale, int(zero))
+
+
+def _output_step(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"the output step is {value}")
+    return value

@@ -62,10 +62,11 @@ class EmittedGraph:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError, TypeError, KeyError: it is something else.
+            ValueError, TypeError, KeyError, AttributeError: it is something else.
         """
         stored = json.loads(text)
-        return cls(tuple(Operator(**item) for item in stored["operators"]), dict(stored["frame"]))
+        frame = {str(key): str(value) for key, value in stored["frame"].items()}
+        return cls(tuple(Operator(**item) for item in stored["operators"]), frame)
 
 
 def describe(model: onnx.ModelProto) -> EmittedGraph:

@@ -44,3 +44,23 @@ def fingerprint(array: Array) -> str:
     """Type, shape and SHA-256 of the values, e.g. ``int8[16, 3, 3, 3] 5f70...``."""
     values = np.ascontiguousarray(array).tobytes()
     return f"{array.dtype}{list(array.shape)} {hashlib.sha256(values).hexdigest()}"
+
+
+def external_tensor(model: onnx.ModelProto) -> str | None:
+    """Name of a tensor whose values lie in another file, at any depth; None if there is none."""
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        tensors, sparse = [], []
+        if isinstance(graph, onnx.GraphProto):
+            tensors += graph.initializer
+            sparse += graph.sparse_initializer
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            graphs += [attribute.g, *attribute.graphs]
+            tensors += [attribute.t, *attribute.tensors]
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        tensors += [part for item in sparse for part in (item.values, item.indices)]
+        for tensor in tensors:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                return str(tensor.name)
+    return None

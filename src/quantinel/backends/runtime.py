@@ -61,22 +61,52 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises its own classes, all derived from Exception
-            reason = str(error).strip().splitlines()[0][:200]
-            raise VerificationError(f"ONNX Runtime refuses the file: {reason}; make it again") from error
-        self.input_shape = tuple(self._session.get_inputs()[0].shape[1:])
-        self.num_classes = int(self._session.get_outputs()[0].shape[1])
+            raise VerificationError(f"ONNX Runtime refuses the file: {_reason(error)}; make it again") from error
+        self.input_shape, self.num_classes = _interface(self._session)
 
     def logits(
         self, images: Tensor, batch_size: int = 250, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """Logits (N, K) of uint8 images (N, C, H, W)."""
+        """Logits (N, K) of uint8 images (N, C, H, W).
+
+        Raises:
+            VerificationError: the runtime cannot run the file on them, or the answers have another shape.
+        """
         parts = []
         for start in range(0, len(images), batch_size):
             batch = as_float(images[start : start + batch_size]).numpy()
-            parts.append(torch.from_numpy(np.asarray(self._session.run(None, {INPUT_NAME: batch})[0])))
+            try:
+                answers = np.asarray(self._session.run(None, {INPUT_NAME: batch})[0])
+            except Exception as error:  # as above
+                raise VerificationError(f"ONNX Runtime cannot run the file: {_reason(error)}; make it again") from error
+            if answers.shape != (len(batch), self.num_classes):
+                raise VerificationError(
+                    f"the file answers {len(batch)} images with shape {answers.shape} instead of "
+                    f"({len(batch)}, {self.num_classes}); make it again"
+                )
+            parts.append(torch.from_numpy(answers))
             if progress is not None:
                 progress(min(start + batch_size, len(images)), len(images))
         return torch.cat(parts)
+
+
+def _interface(session: onnxruntime.InferenceSession) -> tuple[tuple[int, ...], int]:
+    """Shape of an image and number of classes of a file with the interface that the writer gives it."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) == 1 and len(outputs) == 1:
+        (images,), (answers,) = inputs, outputs
+        sizes = [*images.shape[1:], *answers.shape[1:]]
+        shapes = len(images.shape) == 4 and len(answers.shape) == 2 and all(isinstance(size, int) for size in sizes)
+        if images.name == INPUT_NAME and shapes and images.type == answers.type == "tensor(float)":
+            return tuple(images.shape[1:]), int(answers.shape[1])
+    raise VerificationError(
+        f"the file does not have exactly one input {INPUT_NAME!r} (N, C, H, W) and one output (N, K), both float32; "
+        "make it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass(frozen=True)

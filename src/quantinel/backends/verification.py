@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantinel.backends.activation_grids import activation_problems
 from quantinel.backends.layer_readers import LayerReader, codes_name, layer_readers
-from quantinel.backends.onnx_constants import Array, read_constants
+from quantinel.backends.onnx_constants import Array, external_tensor, read_constants
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -42,12 +42,19 @@ class Tolerance:
     """How far a correct execution may lie from the simulation.
 
     Attributes:
-        steps: largest logit difference, in output steps.
-        agreement: smallest top-1 agreement, percent.
+        steps: largest logit difference, in output steps; at most 16.
+        agreement: smallest top-1 agreement, percent; at least 95.
     """
 
     steps: float = MAX_STEPS
     agreement: float = MIN_AGREEMENT
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.steps <= _WIDEST_STEPS and _LOWEST_AGREEMENT <= self.agreement <= 100):
+            raise ValueError(
+                f"a tolerance of {self.steps} output steps and {self.agreement} % agreement is none: at most "
+                f"{_WIDEST_STEPS:g} steps and at least {_LOWEST_AGREEMENT:g} % are allowed"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,13 +228,19 @@ def parse_onnx(data: bytes, name: str = "the emitted model") -> onnx.ModelProto:
     """Check a serialized ONNX model.
 
     Raises:
-        VerificationError: truncated or not valid.
+        VerificationError: truncated, not valid, or with tensors in other files.
     """
     try:
         model = onnx.load_from_string(data)
-        onnx.checker.check_model(model)
+        outside = external_tensor(model)
+        if outside is None:
+            onnx.checker.check_model(model)
     except Exception as error:  # protobuf and the checker raise classes of their own
         raise VerificationError(f"{name} is no valid ONNX file; it is truncated or was changed") from error
+    if outside is not None:
+        raise VerificationError(
+            f"{name} keeps its tensor {outside[:80]!r} in another file; write the model as one file"
+        )
     return model
 
 

@@ -55,8 +55,10 @@ def read_probe(folder: Path) -> tuple[Tensor, Tensor] | None:
         images, logits = tensors["images"], tensors["logits"]
     except (OSError, SafetensorError, KeyError) as error:
         raise VerificationError(f"{path} was changed or is truncated; harden the model again") from error
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(logits):
-        raise VerificationError(f"{path} holds no probe images; harden the model again")
+    pixels = images.dtype == torch.uint8 and images.ndim == 4 and len(images) > 0
+    answers = logits.dtype == torch.float32 and logits.ndim == 2 and logits.shape[1] > 1 and logits.isfinite().all()
+    if not (pixels and answers) or len(images) != len(logits):
+        raise VerificationError(f"{path} holds no images with their logits; harden the model again")
     return images, logits
 
 
@@ -114,7 +116,7 @@ def _toml_value(value: Any) -> str:
 
 
 def check_manifest(folder: Path) -> list[str]:
-    """Problems with the folder's hashes: missing, changed or additional files; empty when all agree.
+    """Problems with the folder's hashes: missing, changed, unlisted or additional files; empty when all agree.
 
     Raises:
         VerificationError: no readable manifest.
@@ -125,7 +127,7 @@ def check_manifest(folder: Path) -> list[str]:
         recorded = {str(name): str(digest) for name, digest in outputs.items()}
     except OSError as error:
         raise VerificationError(f"{path} cannot be read ({error.strerror}); give a hardened directory") from error
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VerificationError(f"{path} is no manifest; it was changed, or the folder was not hardened") from error
     problems = []
     for name, digest in recorded.items():
@@ -134,4 +136,6 @@ def check_manifest(folder: Path) -> list[str]:
             problems.append(f"{name} is missing")
         elif sha256_file(file) != digest:
             problems.append(f"{name} was changed")
-    return problems
+    problems += [f"the manifest does not list {name}" for name in (MODEL, INTEGERS) if name not in recorded]
+    additional = sorted(item.name for item in folder.iterdir() if item.name not in {MANIFEST, *recorded})
+    return problems + [f"{name} was added; move it elsewhere" for name in additional if name not in (MODEL, INTEGERS)]

@@ -20,6 +20,10 @@ from quantinel.pipeline.graph_check import graph_check
 _AGREES = "ONNX Runtime answers as the audited simulation"
 _CONSISTENT = "On the given images, ONNX Runtime answers alike with and without graph optimisation"
 _EXECUTES = "Every convolution and linear layer executes in integers"
+_NAMED = 3
+"""Changed files that the check of the hashes names."""
+_WIDEST_RANGE = 100.0
+"""Largest calibrated range of logits, in ranges of the probe's: both come from the same images."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,7 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
     file = read_onnx(folder / MODEL)
     model = parse_onnx(file, str(folder / MODEL))
     found = [
-        Check(
-            id="hashes",
-            title="No file changed since it was hardened",
-            status="fail" if problems else "pass",
-            required=True,
-            detail="; ".join(problems[:3]) if problems else "all recorded hashes agree (the manifest is not signed)",
-        ),
+        _hashes_check(problems),
         checks.integers_check(compare_integers(model, stored.layers, stored.activations), len(stored.layers)),
         graph_check(model, stored.graph),
     ]
@@ -69,6 +67,19 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
     return VerifyResult(checks.verdict(found), found)
 
 
+def _hashes_check(problems: list[str]) -> Check:
+    more = f"; and {len(problems) - _NAMED} more" if len(problems) > _NAMED else ""
+    return Check(
+        id="hashes",
+        title="No file changed since it was hardened",
+        status="fail" if problems else "pass",
+        required=True,
+        detail="; ".join(problems[:_NAMED]) + more
+        if problems
+        else "all recorded hashes agree (the manifest is not signed)",
+    )
+
+
 def _behaviour(
     file: bytes, stored: StoredIntegers, probe: tuple[Tensor, Tensor] | None, data: ImageSet | None
 ) -> list[Check]:
@@ -76,7 +87,7 @@ def _behaviour(
     session = Session(file)
     found = []
     if probe is not None:
-        images, logits = probe
+        images, logits = _fitting(probe, session, stored)
         outputs = compare_outputs(session.logits(images), logits, stored.output_step, stored.tolerance)
         found.append(checks.outputs_check(outputs))
     else:
@@ -96,6 +107,23 @@ def _behaviour(
     in_float = [name for name, operator in ran.by_layer.items() if operator is None]
     found.append(checks.execution_check(stored.scheme, ran.integer_layers, len(stored.layers), in_float))
     return found
+
+
+def _fitting(probe: tuple[Tensor, Tensor], session: Session, stored: StoredIntegers) -> tuple[Tensor, Tensor]:
+    """The probe, if it belongs to the file and a wrong answer on it would show."""
+    images, logits = probe
+    if images.shape[1:] != session.input_shape or logits.shape[1] != session.num_classes:
+        raise VerificationError(
+            f"the probe is of another model: images {tuple(images.shape[1:])} with {logits.shape[1]} logits, the file "
+            f"takes {session.input_shape} and answers {session.num_classes}; harden the model again"
+        )
+    calibrated, spanned = stored.output_step * stored.scheme.activation_max, float(logits.max() - logits.min())
+    if calibrated > _WIDEST_RANGE * spanned:
+        raise VerificationError(
+            f"the stored output step stands for logits that span {calibrated:.3g}, those of the probe span "
+            f"{spanned:.3g}, so that no difference would show; harden the model again"
+        )
+    return images, logits
 
 
 def _not_run(name: str, title: str, reason: str, required: bool = True) -> Check:

@@ -170,3 +170,10 @@ def test_degenerate_statistics_are_reported() -> None:
     module[1].running_var = torch.full((4,), float("nan"))
     with pytest.raises(InputError, match="degenerate"):
         trace(module, SHAPE)
+
+
+def test_without_normalisation_the_message_speaks_of_none() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 2)).eval()
+    module[1].weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="not finite on random images; check its weights"):
+        trace(module, SHAPE)

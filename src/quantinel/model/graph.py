@@ -1,6 +1,6 @@
 """From any module to one flat graph of ATen operators, BatchNorm (unless asked otherwise) and LayerNorm folded.
 
-Order, enforced here: eval -> export -> functional operators -> fold -> nothing rewrites weights any more.
+Order, enforced here: eval -> export -> functional operators (`in_place`) -> fold -> nothing rewrites weights any more.
 The export is non-strict (tracing), which gives the same graphs as strict mode for the models of the zoo,
 in a fraction of the time, and takes models that strict mode refuses.
 """
@@ -19,18 +19,20 @@ from torch import Tensor, fx, nn
 
 from quantinel.errors import InputError, UnsupportedError
 from quantinel.model.batch_norm import FoldedBatchNorm
+from quantinel.model.in_place import functional_module
 
 aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default, aten.conv1d.padding)
 LINEAR = aten.linear.default
 
+_NORMALISATIONS = (aten.batch_norm.default, aten.layer_norm.default)
+
 _IDENTITIES = (
     aten.dropout.default, aten.feature_dropout.default, aten.contiguous.default, aten.clone.default,
-    aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default,
-    aten.dropout_.default, aten.alpha_dropout.default,
+    aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.alpha_dropout.default,
 )  # fmt: skip
-"""Operators that change nothing in evaluation mode."""
+"""Operators that change nothing in evaluation mode, once nothing is overwritten in place."""
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
 
@@ -123,15 +125,20 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], *, fold_batch_no
     example = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     graph_module = flatten(_export(module, example))
     fold_constants(graph_module)
-    fold(graph_module, batch_norm=fold_batch_norm)
-    expected, actual = module(example).detach(), graph_module(example)
+    expected = module(example.clone())
     if not isinstance(expected, Tensor) or expected.ndim != 2:
         raise UnsupportedError("the model must return one tensor of logits (N, classes); wrap it in a module that does")
-    spread = float(expected.abs().max().clamp_min(1.0))
-    if not torch.isfinite(actual).all() or float((expected - actual).abs().max()) > 1e-3 * spread:
+    expected = expected.detach()
+    check_same_answers(expected, graph_module(example), "random images")
+    normalised = any(node.target in _NORMALISATIONS for node in graph_module.graph.nodes)
+    fold(graph_module, batch_norm=fold_batch_norm)
+    actual = graph_module(example)
+    if not torch.isfinite(actual).all() or _differ(expected, actual):
         raise InputError(
             "folding normalisation layers changed the model's outputs beyond rounding; its statistics are "
             "probably degenerate (not finite, or variances near zero): check the BatchNorm buffers"
+            if normalised
+            else "the model's outputs are not finite on random images; check its weights"
         )
     layers = find_layers(graph_module)
     if not layers:
@@ -153,6 +160,31 @@ def _places(module: nn.Module) -> dict[str, int]:
     return {path.removesuffix(".weight"): first.setdefault(id(tensor), len(first)) for path, tensor in tensors}
 
 
+def _differ(expected: Tensor, actual: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether two sets of logits lie further apart than rounding explains."""
+    spread = float(expected.abs().max().clamp_min(1.0))
+    return float((expected - actual).abs().max()) > tolerance * spread
+
+
+def check_same_answers(expected: Tensor, actual: Tensor, images: str, tolerance: float = 1e-3) -> None:
+    """The graph, on which everything is judged, answers as the model itself does.
+
+    Args:
+        expected: logits (N, K) of the module.
+        actual: logits (N, K) of its graph.
+        images: what they were computed on, for the message.
+        tolerance: as a share of the largest logit.
+
+    Raises:
+        UnsupportedError: it does not.
+    """
+    if expected.shape != actual.shape or _differ(expected, actual, tolerance):
+        raise UnsupportedError(
+            f"the traced graph answers otherwise than the model itself on {images}; make sure that the model is "
+            "deterministic, keeps nothing between calls, and has no branch in Python that depends on the images"
+        )
+
+
 def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
     batch = torch.export.Dim.DYNAMIC
     logger = logging.getLogger("torch")
@@ -162,7 +194,9 @@ def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
-            result: Any = program.module(check_guards=False)
+            return functional_module(program, example)
+    except UnsupportedError:
+        raise
     except Exception as error:  # the exporter raises anything, including its own internal classes
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
@@ -171,11 +205,10 @@ def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
         ) from error
     finally:
         logger.setLevel(level)
-    return result  # type: ignore[no-any-return]
 
 
 def flatten(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy parameters and buffers into one flat module, drop what does nothing, undo in-place operators."""
+    """Copy parameters and buffers of a functional graph into one flat module, drop what does nothing."""
     graph = _plain_copy(module.graph)
     root = nn.Module()
     names: dict[str, str] = {}
@@ -199,10 +232,9 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
                 graph.erase_node(user)
             graph.erase_node(node)
         elif node.op == "call_function":
+            _check_deterministic(node)
             if node.target in _IDENTITIES:
                 _replace(graph, node, node.args[0])
-            else:
-                _functional(node)
     graph.eliminate_dead_code()
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
@@ -233,22 +265,22 @@ def _replace(graph: fx.Graph, node: fx.Node, by: Any) -> None:
     graph.erase_node(node)
 
 
-def _functional(node: fx.Node) -> None:
-    """Turn ``relu_`` into ``relu``; later readers of the mutated tensor read the result instead."""
-    name = getattr(node.target, "_schema", None)
-    if name is None or not name.name.startswith("aten::") or not name.name.endswith("_"):
+def _check_deterministic(node: fx.Node) -> None:
+    """Refuse what draws random numbers, such as a dropout that is always on.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return
-    base, overload = name.name[len("aten::") : -1], name.overload_name or "default"
-    packet = getattr(aten, base, None)
-    if packet is None or not hasattr(packet, overload):
-        raise UnsupportedError(f"operator {node.target} works in place and has no functional form; rewrite the model")
-    node.target = getattr(packet, overload)
-    mutated = node.args[0]
-    if isinstance(mutated, fx.Node):
-        order = {other: index for index, other in enumerate(node.graph.nodes)}
-        for user in list(mutated.users):
-            if user is not node and order[user] > order[node]:
-                user.replace_input_with(mutated, node)
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    switches = {argument.name: argument.default_value for argument in schema.arguments} | given
+    if all(switches.get(name, True) for name in ("train", "training", "p", "dropout_p")):
+        raise UnsupportedError(
+            f"operator {node.target} ({node.name}) draws random numbers in evaluation mode; use nn.Dropout, which "
+            "model.eval() switches off, or remove it"
+        )
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -15,8 +15,8 @@ from quantinel.backends.verification import simulated_logits
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger
 from quantinel.errors import UsageError
-from quantinel.model.graph import trace
 from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.float_graph import float_graph
 from quantinel.pipeline.measure import Variant, evaluation_row, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import quantize_nearest
@@ -90,7 +90,7 @@ def evaluate(
     check_trigger(trigger, target_class, model.num_classes)
     data = check_labels(data, model.num_classes)
     stamped = None if trigger is None else stamp(data, trigger)
-    graph = trace(model.module, model.input_shape)
+    graph = float_graph(model, data)
     floating = run_variant(
         "float", "float", lambda images: simulated_logits(graph.module, images), data, stamped, target_class
     )

@@ -28,12 +28,13 @@ from quantinel.defenses import DEFAULT_ROUNDING, rounding_method
 from quantinel.detectors import Subject
 from quantinel.errors import UsageError
 from quantinel.files import atomic_directory, check_output
-from quantinel.model.graph import FloatGraph, trace
+from quantinel.model.graph import FloatGraph
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.artefact_folder import INTEGERS, MODEL, finish_folder, write_probe
 from quantinel.pipeline.build_report import Run, Verified, build_report, recipe
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels, check_trigger
+from quantinel.pipeline.float_graph import float_graph
 from quantinel.pipeline.graph_check import graph_check
 from quantinel.pipeline.input_findings import input_findings
 from quantinel.pipeline.measure import Variant, run_variant, stamp
@@ -115,7 +116,7 @@ def harden(
     check_output(output, options.overwrite)
     clock = Clock()
     with clock.measure("trace and fold"):
-        graph = trace(model.module, model.input_shape)
+        graph = float_graph(model, calibration if data is None else data)
     synthetic = calibration is None and data is None
     if calibration is None and data is not None:
         calibration, data = split_calibration(data, options.calibration_images, options.seed)

@@ -18,11 +18,12 @@ from quantinel.data.sampling import balanced_indices
 from quantinel.detectors import Subject
 from quantinel.errors import InputError, NotAssessable, VerificationError
 from quantinel.inversion.budget import Budget
-from quantinel.model.graph import FloatGraph, float_products, trace
+from quantinel.model.graph import FloatGraph, float_products
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.build_scan_report import Scan, build_scan_report
 from quantinel.pipeline.clock import Clock
 from quantinel.pipeline.evaluate import check_labels
+from quantinel.pipeline.float_graph import float_graph
 from quantinel.pipeline.identity import describe_model
 from quantinel.pipeline.scan_behaviour import measure_behaviour, scheme_result
 from quantinel.pipeline.scan_checks import plan, run_checks
@@ -65,7 +66,7 @@ def scan(
     images = None if data is None else _sample(data, options, model)
     clock = Clock()
     with clock.measure("trace and fold"):
-        graph = trace(model.module, model.input_shape)
+        graph = float_graph(model, images)
     budget = Budget(options.budget)
     subjects = {scheme.name: Subject(graph, scheme, images, options.seed, budget=budget) for scheme in options.schemes}
     first = subjects[options.schemes[0].name]

@@ -287,10 +287,47 @@ def test_an_output_that_exists(refused: Refused, run: Run, tiny: Tiny, empty: Pa
     refused(EXIT_USAGE, *tiny.harden(empty / "file"), "--force")
     refused(EXIT_ERROR, *tiny.harden(empty / "file" / "out"))
     assert (empty / "out" / "mine.txt").read_text("utf-8") == "mine"
-    (empty / "out" / "mine.txt").rename(empty / "out" / "manifest.json")  # as an earlier output has
+    (empty / "out" / "mine.txt").unlink()
     assert run(*tiny.harden(empty / "out"), "--force").code == EXIT_PASS
-    assert (empty / "out" / "manifest.json").read_text("utf-8") != "mine"
     assert {path.name for path in empty.iterdir()} == {"out", "file"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[1]",
+        '{"name": "my web app", "outputs": {"data.txt": ""}}',
+        '{"format": "quantinel-manifest-1"}',
+        "[" * 9999,
+    ],
+)
+@pytest.mark.parametrize("name", ["manifest.json", "victim.json"])
+def test_force_spares_a_folder_with_a_manifest_of_something_else(
+    refused: Refused, tiny: Tiny, empty: Path, name: str, content: str
+) -> None:
+    folder = empty / "out"
+    folder.mkdir()
+    (folder / name).write_text(content, "utf-8")
+    (folder / "data.txt").write_text("mine", "utf-8")
+    message = refused(EXIT_USAGE, *tiny.harden(folder), "--force")
+    assert "did not write ('data.txt'" in message
+    assert (folder / "data.txt").read_text("utf-8") == "mine"
+
+
+def test_force_spares_what_was_added_to_an_earlier_output(
+    refused: Refused, run: Run, tiny: Tiny, hardened: Path, empty: Path
+) -> None:
+    folder = empty / "out"
+    shutil.copytree(hardened, folder)
+    (folder / "notes").mkdir()
+    for index in range(5):
+        (folder / "notes" / f"{index}.txt").write_text("mine", "utf-8")
+    message = refused(EXIT_USAGE, *tiny.harden(folder), "--force")
+    assert "('notes/0.txt', 'notes/1.txt', 'notes/2.txt' and 2 more)" in message
+    assert (folder / "notes" / "4.txt").read_text("utf-8") == "mine"
+    shutil.rmtree(folder / "notes")
+    assert run(*tiny.harden(folder), "--force").code == EXIT_PASS
 
 
 @pytest.mark.parametrize("after", range(6))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantinel.cli.earlier_output import check_replaceable
 from quantinel.cli.progress import Reporter
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, InputError, UsageError
 
@@ -138,9 +139,8 @@ def check_folder(output: Path, force: bool) -> None:
     from quantinel.files import check_output
 
     check_output(output, force)
-    earlier = ("manifest.json", "victim.json")
-    if output.is_dir() and any(output.iterdir()) and not any((output / name).is_file() for name in earlier):
-        raise UsageError(f"{output} holds files that Quantinel did not write, --force spares it; choose another output")
+    if output.is_dir():
+        check_replaceable(output)
 
 
 def print_json(value: Any) -> None:

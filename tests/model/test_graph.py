@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from tests.support import SHAPE, randomise
 from torch import Tensor, nn
 
+from quantinel.backends.onnx_qdq import PROFILES, to_onnx
+from quantinel.backends.runtime import Session
+from quantinel.data.images import ImageSet, as_float
 from quantinel.errors import InputError, UnsupportedError
 from quantinel.model.graph import FloatGraph, aten, trace
 from quantinel.model.zoo import ARCHITECTURES, build
+from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.quantized_model import quantize_nearest
+from quantinel.quantization.scheme import QuantScheme
 
 FAST = [name for name in ARCHITECTURES if name not in ("vgg16", "resnet56", "vit_small", "mobilenetv2")]
 
@@ -128,6 +134,32 @@ def test_in_place_operators_become_functional() -> None:
     assert not any(
         str(node.target).split(".")[1].endswith("_") for node in graph.module.graph.nodes if node.op == "call_function"
     )
+
+
+class Encoder(nn.Module):
+    """torch's own transformer layer, which makes copies and views of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transformer_of_torch() -> None:
+    torch.manual_seed(0)
+    module = Encoder().eval()
+    graph = trace(module, SHAPE)
+    images = torch.randint(0, 256, (32, *SHAPE), dtype=torch.uint8)
+    expected = module(as_float(images)).detach()
+    torch.testing.assert_close(graph(as_float(images)), expected, rtol=1e-4, atol=1e-5)
+    quantized = quantize_nearest(graph, calibrate(graph, ImageSet(images, None, "noise"), QuantScheme()))
+    logits = Session(to_onnx(quantized, PROFILES["onnxruntime-x86"]).SerializeToString()).logits(images)
+    assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
 class Branching(nn.Module):

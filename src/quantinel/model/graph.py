@@ -235,6 +235,8 @@ def flatten(module: fx.GraphModule) -> fx.GraphModule:
             _check_deterministic(node)
             if node.target in _IDENTITIES:
                 _replace(graph, node, node.args[0])
+            elif node.target is aten.view.default:
+                node.target = aten.reshape.default  # without the copies that were dropped, strides may not fit a view
     graph.eliminate_dead_code()
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:

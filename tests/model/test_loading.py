@@ -317,6 +317,32 @@ def test_checkpoint_that_does_not_fit(
     assert message.isprintable()
 
 
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x.flatten(1))))
+
+
+def test_one_name_of_a_tied_weight_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Tied().eval()
+    path = tmp_path / "tied.safetensors"
+    safetensors.torch.save_model(module, path)
+    monkeypatch.setitem(sys.modules, "tied_network", types.SimpleNamespace(make=Tied))
+    loaded = load_model(path, factory="tied_network:make", input_shape=(3, 2, 2))
+    images = torch.rand(4, 3, 2, 2)
+    assert torch.equal(loaded.module(images), module(images))
+    state = safetensors.torch.load_file(path)
+    state.pop("second.bias")
+    with pytest.raises(InputError, match=r"1 names missing .first: 'second\.bias'"):
+        load_model(save(state, path), factory="tied_network:make", input_shape=(3, 2, 2))
+
+
 def test_step_counters_may_be_missing(state: dict[str, Tensor], tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     assert load_model(save(kept, tmp_path / "model.safetensors"), arch=ARCH).num_classes == 7

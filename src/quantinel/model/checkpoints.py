@@ -47,6 +47,19 @@ def strip_prefix(state: dict[str, Tensor], expected: set[str]) -> dict[str, Tens
     return best
 
 
+def _with_tied(expected: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With every name of a parameter that the module has under several names; ``save_model`` writes one of them."""
+
+    def place(tensor: Tensor) -> tuple[object, ...]:
+        return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+    held = {place(tensor): state[name] for name, tensor in expected.items() if name in state}
+    tied = {
+        name: held[place(tensor)] for name, tensor in expected.items() if name not in state and place(tensor) in held
+    }
+    return {**state, **tied}
+
+
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str, what: str) -> None:
     module.load_state_dict(fit(module.state_dict(), state, source, what), strict=True)
 
@@ -56,7 +69,7 @@ def fit(expected: dict[str, Tensor], state: dict[str, Tensor], source: str, what
     state = strip_prefix(state, set(expected))
     # Older checkpoints lack BatchNorm's step counters, which evaluation never reads.
     counters = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
-    state = {**counters, **state}
+    state = _with_tied(expected, {**counters, **state})
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:

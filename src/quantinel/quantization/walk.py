@@ -230,8 +230,7 @@ class Walk:
             batch_norm, self.seed,
         )  # fmt: skip
         codes = self.method.choose(problem)
-        if codes.shape != weight.shape or codes.dtype != torch.int8:
-            raise InputError(f"method {self.method.name} returned codes of shape {tuple(codes.shape)} for {layer.name}")
+        _check_codes(codes, weight, self.method.name, layer.name)
         self.codes[layer.name] = codes
         if node is not None:
             self._run_chosen(layer, node)
@@ -283,6 +282,21 @@ class Walk:
             rectify,
             quantize,
         )
+
+
+def _check_codes(codes: object, weight: Tensor, method: str, layer: str) -> None:
+    """Methods may come from plugins.
+
+    Raises:
+        InputError: not int8 of the weight's shape; the message says what was returned.
+    """
+    if isinstance(codes, Tensor) and codes.shape == weight.shape and codes.dtype == torch.int8:
+        return
+    given = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else f"a {type(codes).__name__}"
+    raise InputError(
+        f"method {method} returned {given} as the codes of {layer}; `choose` must return a tensor of torch.int8 "
+        f"{tuple(weight.shape)}"
+    )
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantinel.errors import OutputError, UsageError
-from quantinel.files import atomic_directory, write_file
+from quantinel.files import atomic_directory, check_file, check_output, write_file
 
 
 def test_a_failure_removes_everything_it_created(tmp_path: Path) -> None:
@@ -64,3 +64,20 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OutputError, match="disk is full"):
         write_file(tmp_path / "file", b"data")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new" / "deep" / "report.html")
+    check_output(tmp_path / "new" / "deep", overwrite=False)
+    with pytest.raises(UsageError, match="is a folder; give the name of a file"):
+        check_file(tmp_path)
+    with pytest.raises(OutputError, match="file is no folder"):
+        check_file(tmp_path / "file" / "deep" / "report.html")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="no permission in"):
+        check_file(tmp_path / "new" / "report.html")
+    with pytest.raises(OutputError, match="no permission in"):
+        check_output(tmp_path / "new", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -26,11 +26,34 @@ def check_output(path: Path, overwrite: bool) -> None:
 
     Raises:
         UsageError: it exists and ``overwrite`` is False, or it is a file where a folder is to be written.
+        OutputError: the folder that it would lie in cannot be written to.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} exists and is no folder; choose another output")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another output, or add --force to replace it")
+    _check_parent(path)
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that could not be written or replaced, before any work is done.
+
+    Raises:
+        UsageError: it is a folder.
+        OutputError: the folder that it would lie in cannot be written to.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file, for example {path / 'report.html'}")
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    """Missing folders are created later; the innermost that exists must allow it."""
+    parent = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise OutputError(f"cannot write {path}: {parent} is no folder; choose another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: no permission in {parent}; choose a folder you may write to")
 
 
 @contextmanager

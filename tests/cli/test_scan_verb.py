@@ -232,3 +232,15 @@ def test_an_interrupted_scan_leaves_nothing(
     done = run(*scan(tiny, "--data", tiny.images, "--thresholds", limits, "-o", target))
     assert (done.code, done.out) == (130, "")
     assert not target.exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_read(
+    run: Run, tiny: Tiny, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine", "utf-8")
+    command = ["scan", tmp_path / "missing.pt2", "--data", tiny.images, "--quiet", "-o"]
+    done = run(*command, tmp_path)
+    assert (done.code, "is a folder; give the name of a file" in done.error) == (EXIT_USAGE, True)
+    done = run(*command, tmp_path / "file" / "scan.json")
+    assert (done.code, "file is no folder" in done.error) == (EXIT_ERROR, True)
+    assert run("report", tmp_path / "missing.json", "-o", tmp_path).code == EXIT_USAGE

@@ -37,12 +37,14 @@ def report(
 ) -> None:
     """Render a report as HTML, SARIF, JSON, Markdown (hardening runs) or JUnit XML (scans)."""
     from quantinel.audit.scan_report import read_any_report
-    from quantinel.files import write_file
+    from quantinel.files import check_file, write_file
     from quantinel.reports.render import RENDERERS, SCAN_RENDERERS, render
 
     known = list(RENDERERS | SCAN_RENDERERS)
     if form not in known:
         raise UsageError(f"unknown format {form!r}; choose one of {', '.join(known)}")
+    if output is not None:
+        check_file(output)
     text = render(read_any_report(path), form)
     if output is None:
         print(text, end="" if text.endswith("\n") else "\n")

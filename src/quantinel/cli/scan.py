@@ -14,6 +14,7 @@ import typer
 from quantinel.cli import shared
 from quantinel.cli.progress import Reporter, console, reporting
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, UsageError
+from quantinel.files import check_file, write_file
 
 if TYPE_CHECKING:
     from quantinel.audit.scan_report import ScanReport
@@ -117,6 +118,8 @@ def scan(
         raise UsageError(f"--fail-on is {fail_on!r}; choose one of {', '.join(_LEVELS)}")
     if (data is None) != no_data:
         raise UsageError("give --data DATA, or --no-data to look at the weights only; one of the two")
+    if output is not None:
+        check_file(output)
     model_options = shared.ModelOptions(arch, factory, num_classes, input_shape, mean, std)
     with reporting(quiet) as reporter:
         reporter.stage("starting")
@@ -214,7 +217,6 @@ def _harden_command(model: str, data: str, options: shared.ModelOptions) -> Call
 
 def _write(report: ScanReport, form: str, output: Path | None) -> None:
     """The report in its format; a table on stdout beside a file, so that a log shows the verdict."""
-    from quantinel.files import write_file
     from quantinel.reports.render import SCAN_RENDERERS
     from quantinel.reports.scan_terminal import summary
 

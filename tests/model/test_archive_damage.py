@@ -25,8 +25,9 @@ from tests.model.archive_files import (
 )
 from torch import Tensor, nn
 
-from quantinel.errors import InputError
+from quantinel.errors import InputError, UnsupportedError
 from quantinel.model.archive import parse_pt2
+from quantinel.model.graph import trace
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
@@ -116,7 +117,6 @@ class TwoInputs(nn.Module):
     [
         pytest.param(lambda m, x: (x.mean((2, 3)), x.amax((2, 3))), "2 outputs", id="two-outputs"),
         pytest.param(lambda m, x: F.dropout(x, 0.5, True).mean((2, 3)), "training mode", id="dropout"),
-        pytest.param(lambda m, x: torch.rand(1) + x.mean((2, 3)), "not on the list", id="random"),
         pytest.param(lambda m, x: x.mean((2, 3)) / x.max(), "depends on the others", id="batch-maximum"),
         pytest.param(lambda m, x: x.mean((0, 2, 3)).view(1, 3), "every batch size", id="batch-mean"),
         pytest.param(lambda m, x: x.reshape(3, 16), "every batch size", id="not-a-batch"),
@@ -126,6 +126,35 @@ class TwoInputs(nn.Module):
 )
 def test_unsuitable_program(function: Callable[..., Any], match: str) -> None:
     refused(export(Program(function).eval(), torch.rand(1, 3, 4, 4)), match)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(12, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x.permute(0, 2, 1, 3).flatten(2))[0][:, -1]
+
+
+@pytest.mark.parametrize(
+    ("module", "operator"),
+    [(Recurrent(), "lstm.input"), (Program(lambda m, x: torch.rand(1) + x.mean((2, 3))), "rand.default")],
+)
+def test_operators_that_are_not_listed_are_unsupported(module: nn.Module, operator: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"model.pt2: operator 'torch.ops.aten.{operator}' is not on the list"):
+        parse_pt2(export(module.eval(), torch.rand(1, 3, 4, 4)), "model.pt2")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weight_normalisation() -> None:
+    torch.manual_seed(0)
+    convolution = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    module = nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = torch.rand(5, 3, 4, 4)
+    loaded = parse_pt2(export(module, torch.rand(1, 3, 4, 4)), "model.pt2").module
+    torch.testing.assert_close(loaded(images), module(images))
+    assert [layer.name for layer in trace(loaded, (3, 4, 4)).layers] == ["0"]
 
 
 def test_unsuitable_inputs() -> None:

@@ -58,7 +58,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from quantinel.errors import InputError
+from quantinel.errors import InputError, UnsupportedError
 from quantinel.model.archive_batch import free_batch
 from quantinel.model.archive_graph import DTYPES, build_graph
 from quantinel.model.archive_text import shown
@@ -118,6 +118,7 @@ def load_pt2(path: Path) -> ExportedModel:
 
     Raises:
         InputError: not readable, not such an archive, damaged, hostile, or not an image model.
+        UnsupportedError: it calls an operator of ATen that is not listed.
     """
     return parse_pt2(read_file(path), str(path))
 
@@ -152,14 +153,14 @@ def parse_pt2(data: bytes, name: str) -> ExportedModel:
     """The program in the bytes of a ``.pt2`` file; ``name`` is for messages.
 
     Raises:
-        InputError: as `load_pt2`.
+        InputError, UnsupportedError: as `load_pt2`.
     """
     try:
         records = _read_records(data)
         program, tensors = _check_records(records)
         module, sizes = free_batch(lambda: build_graph(program, tensors))
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+    except (InputError, UnsupportedError) as error:
+        raise type(error)(f"{name}: {error}") from error
     except Exception as error:  # the schema is checked by use: what is missing or of another type ends here
         raise InputError(
             f"{name}: the program is damaged ({type(error).__name__}: {shown(error)}); export it again"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quantinel.errors import InputError
+from quantinel.errors import InputError, UnsupportedError
 from quantinel.model.archive_operators import CHECKS, OPERATORS, SYMBOLIC
 from quantinel.model.archive_text import refuse_code, shown
 
@@ -47,7 +47,8 @@ def build_graph(program: Mapping[str, Any], tensors: Mapping[str, tuple[Tensor, 
         tensors: {name: (tensor, is it a parameter)}.
 
     Raises:
-        InputError: it is hostile, not an image model, or uses what is not listed.
+        InputError: it is hostile, or not an image model.
+        UnsupportedError: it calls an operator of ATen that is not listed.
         KeyError, TypeError, ValueError and others: it does not follow the schema.
     """
     major, opsets = program["schema_version"]["major"], program["opset_version"]
@@ -152,7 +153,10 @@ class _GraphReader:
             hint = "export a plain image classifier, without run_decompositions()"
             if "quantized" in target:
                 hint = "the program is already quantized, export the float model"
-            raise InputError(f"operator {shown(target)} is not on the list of allowed operators; {hint}")
+            # What is no computation was put there by somebody; the rest ends as a module of the same operators does.
+            attack = match is None or match[1].startswith("__") or match[1] == "from_file"
+            message = f"operator {shown(target)} is not on the list of allowed operators; {hint}"
+            raise InputError(message) if attack else UnsupportedError(message)
         # _unsafe_view hides that it shares memory, which the check for overwritten weights relies on.
         packet = getattr(torch.ops.aten, "view" if match[1] == "_unsafe_view" else match[1], None)
         if packet is None or match[2] not in packet.overloads():

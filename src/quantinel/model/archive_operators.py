@@ -15,7 +15,7 @@ _OPERATOR_NAMES = """
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d convolution linear addmm mm bmm matmul baddbmm
     einsum dot mv scaled_dot_product_attention batch_norm _native_batch_norm_legit_no_training
     native_layer_norm layer_norm group_norm native_group_norm instance_norm rms_norm _fused_rms_norm relu
-    relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardtanh hardswish hardsigmoid
+    _weight_norm relu6 leaky_relu prelu _prelu_kernel elu selu celu gelu silu mish hardtanh hardswish hardsigmoid
     hardshrink softshrink softplus sigmoid log_sigmoid tanh softmax _softmax _safe_softmax log_softmax
     _log_softmax threshold glu max_pool1d max_pool2d max_pool2d_with_indices avg_pool1d avg_pool2d
     adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d

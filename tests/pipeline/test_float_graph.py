@@ -8,6 +8,7 @@ from tests.support import SHAPE
 from torch import Tensor, nn
 
 from quantinel.data.images import ImageSet
+from quantinel.data.triggers import PatchTrigger
 from quantinel.errors import UnsupportedError
 from quantinel.model.loading import load_model
 from quantinel.pipeline.evaluate import evaluate
@@ -39,3 +40,10 @@ def test_a_graph_that_answers_otherwise_on_the_images_is_refused() -> None:
         evaluate(model, images(255))
     assert float_graph(model, images(100)).num_classes == 4
     assert float_graph(model, None).num_classes == 4
+
+
+def test_it_is_compared_with_the_trigger_too() -> None:
+    torch.manual_seed(0)
+    model, whole = load_model(Tampered(), input_shape=SHAPE), PatchTrigger(0, 0, SHAPE[1], SHAPE[2], value=1.0)
+    with pytest.raises(UnsupportedError, match="on images of plain with the trigger"):
+        evaluate(model, images(100), trigger=whole, target_class=1)

@@ -90,7 +90,7 @@ def evaluate(
     check_trigger(trigger, target_class, model.num_classes)
     data = check_labels(data, model.num_classes)
     stamped = None if trigger is None else stamp(data, trigger)
-    graph = float_graph(model, data)
+    graph = float_graph(model, data, trigger)
     floating = run_variant(
         "float", "float", lambda images: simulated_logits(graph.module, images), data, stamped, target_class
     )

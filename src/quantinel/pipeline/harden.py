@@ -116,7 +116,7 @@ def harden(
     check_output(output, options.overwrite)
     clock = Clock()
     with clock.measure("trace and fold"):
-        graph = float_graph(model, calibration if data is None else data)
+        graph = float_graph(model, calibration if data is None else data, trigger)
     synthetic = calibration is None and data is None
     if calibration is None and data is not None:
         calibration, data = split_calibration(data, options.calibration_images, options.seed)

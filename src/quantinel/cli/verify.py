@@ -23,7 +23,7 @@ def verify(
     ],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DATA", help="Images to run; without it, the probe stored in the folder."),
+        typer.Option("--data", metavar="DATA", help="Images to run beside the probe stored in the folder."),
     ] = None,
     split: shared.Split = "test",
     limit: shared.Limit = None,

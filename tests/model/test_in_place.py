@@ -167,6 +167,30 @@ def through_einsum(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def in_a_block(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y[:, 0].add_(F.relu(x[:, 0] - 1))
+    return y
+
+
+def returned_by_a_block(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        same = F.dropout(y, 0.5, training=False)
+    same[:, 0].add_(F.relu(x[:, 0] - 1))
+    return y
+
+
+def as_data(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
+    other = y * 0
+    other.data = y
+    other[:, 0].add_(F.relu(x[:, 0] - 1))
+    return y
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False)
+
+
 def always_on_dropout(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
     return F.dropout(y, 0.5, training=True)
 
@@ -181,6 +205,9 @@ def noise(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
         pytest.param(Hidden(dropout=True).eval(), "aten.add_.Tensor .* through aten.dropout", id="dropout"),
         pytest.param(net(through_einsum), "aten.add_.Tensor .* through aten.einsum", id="einsum"),
         pytest.param(net(stored), "overwrites its own tensor count", id="buffer"),
+        pytest.param(frozen(net(in_a_block)), "aten.add_.Tensor .* inside a block", id="no-grad"),
+        pytest.param(frozen(net(returned_by_a_block)), "aten.add_.Tensor .* through ", id="out-of-no-grad"),
+        pytest.param(frozen(net(as_data)), "sets the data of a tensor", id="data"),
         pytest.param(net(always_on_dropout), "aten.dropout.default .* draws random numbers", id="always-on-dropout"),
         pytest.param(net(noise), "aten.randn_like.default .* draws random numbers", id="noise"),
     ],

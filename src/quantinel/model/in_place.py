@@ -8,6 +8,7 @@ make another network of it.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def functional_module(program: ExportedProgram, example: Tensor) -> fx.GraphModu
         UnsupportedError: it overwrites a stored tensor, or something that torch cannot make functional.
     """
     module: Any = program.module(check_guards=False)
+    _check_blocks(module)
     unclear = _unclear(module, example)
     if unclear is None:
         for node in list(module.graph.nodes):
@@ -61,6 +63,24 @@ def _refusal(node: fx.Node, how: str = "") -> UnsupportedError:
 
 def _overwrites(node: fx.Node) -> bool:
     return node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+
+
+def _check_blocks(module: fx.GraphModule) -> None:
+    """Refuse writes that the graph itself does not show.
+
+    Raises:
+        UnsupportedError: a block such as ``torch.no_grad()``, which is a graph of its own, overwrites a tensor; or
+            ``tensor.data`` is set, which the exporter does not follow.
+    """
+    for block in module.modules():
+        for node in block.graph.nodes if isinstance(block, fx.GraphModule) else ():
+            if block is not module and _overwrites(node):
+                raise _refusal(node, " inside a block such as torch.no_grad()")
+            if node.target is aten._has_compatible_shallow_copy_type.default:
+                raise UnsupportedError(
+                    f"the model sets the data of a tensor ({node.name}), which torch.export does not follow; use the "
+                    "other tensor itself (z = y in place of z.data = y)"
+                )
 
 
 def _functional_form(node: fx.Node) -> Any:
@@ -163,8 +183,9 @@ def _declared(node: fx.Node) -> list[tuple[Any, Any]]:
 
 
 def _is_undeclared_view(node: fx.Node, memory: dict[fx.Node, set[int]]) -> bool:
-    declared = _declared(node)
-    if not declared or any(argument.alias_info is not None for argument, _ in declared):
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    if any(argument.alias_info is not None for argument, _ in _declared(node)):
         return False
     return any(memory[source] & memory[node] for source in node.all_input_nodes)
 

@@ -20,11 +20,14 @@ import numpy as np
 import onnx
 
 from quantinel.backends.artefact import read_integers
+from quantinel.backends.artefact_answers import compare_answers
 from quantinel.backends.artefact_layers import LayerDifference, layer_difference
-from quantinel.backends.artefact_structure import StructureNote, structure_notes
-from quantinel.backends.layer_matching import correlation, match_layers
+from quantinel.backends.artefact_notes import FileNotes
+from quantinel.backends.artefact_structure import structure_notes
+from quantinel.backends.layer_matching import Matching, correlation, match_layers
 from quantinel.backends.shipped_layers import ShippedLayer, shipped_layers
 from quantinel.backends.verification import load_onnx
+from quantinel.data.images import ImageSet
 from quantinel.errors import NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.quantized_model import QuantizedLayer
@@ -38,6 +41,7 @@ _SAME_WEIGHTS = 0.9
 _NARROWEST, _WIDEST = 0.3, 1.5
 """Range of the grid over the range of the weights that range rules give; least squares at 4 bits goes down to 0.4."""
 _MOST_LAYERS = 4096
+_NO_OPERATORS = "it holds integers and no operators: give the ONNX file that runs"
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,13 @@ class ArtefactComparison:
     other: float
 
 
-def compare_artefact(graph: FloatGraph, path: Path) -> ArtefactComparison:
+def compare_artefact(graph: FloatGraph, path: Path, images: ImageSet | None = None) -> ArtefactComparison:
     """Compare a shipped file with a float model.
 
     Args:
         graph: folded float network.
         path: an ONNX file, a hardened folder (its ``model.onnx``), or ``quantized.safetensors`` of one.
+        images: of the model's kind, to run the file on.
 
     Raises:
         VerificationError: missing, truncated or not valid.
@@ -87,7 +92,7 @@ def compare_artefact(graph: FloatGraph, path: Path) -> ArtefactComparison:
     """
     if path.suffix == ".safetensors":
         return compare_stored(graph, read_integers(path).layers)
-    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path))
+    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path), images)
 
 
 def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> ArtefactComparison:
@@ -104,11 +109,16 @@ def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> A
         )
         for name, layer in stored.items()
     ]  # fmt: skip
-    return _compare(graph, shipped, [])
+    return _compare(graph, match_layers(graph, shipped), FileNotes(not_assessed=[_NO_OPERATORS]))
 
 
-def compare_model(graph: FloatGraph, model: onnx.ModelProto) -> ArtefactComparison:
-    """Compare an ONNX model.
+def compare_model(graph: FloatGraph, model: onnx.ModelProto, images: ImageSet | None = None) -> ArtefactComparison:
+    """Compare an ONNX model: integers, operators, and answers.
+
+    Args:
+        graph: folded float network.
+        model: checked, see `quantinel.backends.verification.load_onnx`.
+        images: of the model's kind, to run the file on; without them its behaviour stays undecided.
 
     Raises:
         VerificationError: more layers than any network of the float model's size has.
@@ -117,12 +127,14 @@ def compare_model(graph: FloatGraph, model: onnx.ModelProto) -> ArtefactComparis
     shipped = shipped_layers(model)
     if len(shipped) > _MOST_LAYERS:
         raise VerificationError(f"the file has {len(shipped)} layers; at most {_MOST_LAYERS} are compared")
-    return _compare(graph, shipped, structure_notes(graph, model))
-
-
-def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence[StructureNote]) -> ArtefactComparison:
     matching = match_layers(graph, shipped)
-    findings = [ArtefactFinding(note.id, note.level, None, note.detail) for note in notes]
+    structure, answers = structure_notes(graph, model), compare_answers(graph, model, matching.pairs, images)
+    told = FileNotes(structure.notes + answers.notes, structure.not_assessed + answers.not_assessed)
+    return _compare(graph, matching, told)
+
+
+def _compare(graph: FloatGraph, matching: Matching, told: FileNotes) -> ArtefactComparison:
+    findings = [ArtefactFinding(note.id, note.level, None, note.detail) for note in told.notes]
     not_assessed = []
     layers: list[LayerDifference] = []
     for layer, item in matching.pairs:
@@ -171,7 +183,7 @@ def _compare(graph: FloatGraph, shipped: Sequence[ShippedLayer], notes: Sequence
     findings += _beyond(layers)
     order = {"error": 0, "warning": 1, "info": 2}
     findings.sort(key=lambda finding: order[finding.level])
-    return ArtefactComparison(tuple(layers), tuple(findings), tuple(not_assessed), other)
+    return ArtefactComparison(tuple(layers), tuple(findings), (*not_assessed, *told.not_assessed), other)
 
 
 def _replaced(name: str, found: float) -> ArtefactFinding:

@@ -1,96 +1,93 @@
 """Operators, inputs and domains of a shipped file that the float model gives no reason for.
 
 A backdoor needs no odd integers where a file may hold a branch of its own: a detector of the trigger and a switch. The
-file's operators are held against those that this project's own writer gives the same float model. Exporters choose
-differently among equal operators, so only those are counted that a branch cannot do without: operators that join two
-computed values, and operators that decide.
+file's operators, without its rounding of activations, are held against those that this project's own writer gives the
+same float model. A branch has to join the rest or to decide: every operator with two or more computed inputs counts,
+whatever its name, and more of them than the model needs are a finding. Fewer of them, and other operators that the
+model does not have, are named as not compared: exporters spell equal functions differently.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import onnx
 
+from quantinel.backends.artefact_notes import FileNotes, StructureNote
+from quantinel.backends.onnx_dataflow import RANDOM, constants, shape_values
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
-from quantinel.errors import UnsupportedError
-from quantinel.model.graph import FloatGraph, float_products
+from quantinel.backends.onnx_unrounded import RUNTIME_DOMAIN, unrounded
+from quantinel.errors import NotAssessable, UnsupportedError
+from quantinel.model.graph import FloatGraph
 from quantinel.quantization.placement import Placement
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
 from quantinel.quantization.ranges import weight_scales
 from quantinel.quantization.rounding import nearest_codes
 from quantinel.quantization.scheme import parse_scheme
 
-_JOINING = {
-    "Add": "Add", "QLinearAdd": "Add", "Sub": "Sub", "Mul": "Mul", "QLinearMul": "Mul", "Div": "Div",
-    "Concat": "Concat", "QLinearConcat": "Concat", "Max": "Max", "Min": "Min", "Sum": "Add",
+_JOINING = {"Sum": "Add"}
+_FAMILIES = {
+    "GlobalAveragePool": "ReduceMean", "AveragePool": "ReduceMean", "GlobalMaxPool": "MaxPool", "ReduceMax": "MaxPool",
+    "Clip": "Relu", "Max": "Relu", "Min": "Relu", "Rsqrt": "Reciprocal",
 }  # fmt: skip
+"""Names for one thing among which exporters choose."""
+_ANY_NUMBER = frozenset([
+    "Identity", "Dropout", "Cast", "Constant", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Add", "Sub",
+    "Mul", "Div", "Conv", "Gemm", "MatMul", "Pad", "Slice", "Split", "Expand",
+])  # fmt: skip
+"""With one computed input: layout, arithmetic with stored numbers (what it computes shows in the answers), and layers,
+which are matched one by one."""
+_SHAPED = frozenset(
+    ["Reshape", "Expand", "Slice", "Resize", "Upsample", "Tile", "Pad", "Split", "Squeeze", "Unsqueeze"]
+)
+"""Operators that may read a shape beside a value."""
+_OF_SHAPES = ("Shape", "Size")
 _DECIDING = frozenset([
     "Where", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "Sign", "ArgMax",
     "ArgMin", "TopK", "NonZero", "ScatterND", "ScatterElements", "Scatter", "Compress", "Unique", "Mod", "Hardmax",
     "IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "OneHot", "QLinearWhere", "ThresholdedRelu", "Shrink",
 ])  # fmt: skip
 _CONTROL = frozenset(["If", "Loop", "Scan", "SequenceMap", "Optional", "OptionalGetElement"])
-_RANDOM = frozenset(["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
-                     "Multinomial"])  # fmt: skip
 _STANDARD = ("", "ai.onnx")
-_RUNTIME = ("com.microsoft",)
 _MOST_NAMED = 5
 
 
-@dataclass(frozen=True)
-class StructureNote:
-    """Something about the file as a whole.
-
-    Attributes:
-        id: stable name.
-        level: "error" where no quantizer adds it, "warning" where one might.
-        detail: a sentence.
-    """
-
-    id: str
-    level: Literal["info", "warning", "error"]
-    detail: str
-
-
-def structure_notes(graph: FloatGraph, model: onnx.ModelProto) -> list[StructureNote]:
+def structure_notes(graph: FloatGraph, model: onnx.ModelProto) -> FileNotes:
     """Compare the file's structure with the float model's.
 
     Args:
         graph: folded float network.
         model: the shipped file, checked.
     """
-    notes = list(_foreign(model))
-    counted = _counts(model)
+    found = FileNotes(list(_foreign(model)))
     try:
-        expected = _counts(_reference(graph))
-    except UnsupportedError as error:
-        notes.append(
-            StructureNote("structure-unknown", "warning", f"operators were not compared with the float model: {error}")
-        )
-    else:
-        for name in sorted(counted.keys() - {"MatMul"}):
-            more = counted[name] - expected[name]
-            if more > 0:
-                notes.append(
-                    StructureNote(
-                        "operators-added", "error" if name in _DECIDING else "warning",
-                        f"{more} more {name} on computed values than the float model has ({counted[name]} instead of "
-                        f"{expected[name]}); a hidden branch needs such operators; some exporters spell others so",
-                    )
-                )  # fmt: skip
-    products = counted["MatMul"]
-    if products and not float_products(graph)[0]:
-        notes.append(
+        joined, plain = _counts(unrounded(model).model)
+        wanted_joins, wanted = _counts(_reference(graph))
+    except (UnsupportedError, NotAssessable) as error:
+        found.not_assessed.append(f"operators were not compared with the float model's: {error}")
+        return found
+    more = joined - wanted_joins
+    for name in sorted(more):
+        found.notes.append(
             StructureNote(
-                "operators-added", "error",
-                f"{products} products of two computed tensors, and the float model has none",
+                "operators-added", "error" if name in _DECIDING else "warning",
+                f"{more[name]} more {name} on computed values than the float model has "
+                f"({joined[name]} instead of {wanted_joins[name]}); a hidden branch needs such operators; some "
+                "exporters spell others so",
             )
         )  # fmt: skip
-    return notes
+    for name in sorted(wanted_joins - joined):
+        found.not_assessed.append(
+            f"the file joins computed values by {joined[name]} {name}, the float model by {wanted_joins[name]}; what "
+            "it does instead was not compared"
+        )
+    for name in sorted(plain - wanted):
+        found.not_assessed.append(
+            f"the file has {plain[name]} {name} on computed values, the float model {wanted[name]}: operators that "
+            "were not compared"
+        )
+    return found
 
 
 def _reference(graph: FloatGraph) -> onnx.ModelProto:
@@ -105,29 +102,26 @@ def _reference(graph: FloatGraph) -> onnx.ModelProto:
     return to_onnx(quantized, PROFILES["onnxruntime-x86"])
 
 
-def _counts(model: onnx.ModelProto) -> Counter[str]:
-    """Joining operators with two computed inputs and deciding operators, by their standard names."""
-    constant = _constants(model)
-    accumulated = {node.output[0] for node in model.graph.node if node.op_type in ("ConvInteger", "MatMulInteger")}
-    rescaled = {node.output[0] for node in model.graph.node if accumulated & set(node.input)}
-    found: Counter[str] = Counter()
+def _counts(model: onnx.ModelProto) -> tuple[Counter[str], Counter[str]]:
+    """Operators that join computed values or decide by one, and the others on computed values, by family."""
+    constant = constants(model)
+    shapes = shape_values(model, constant)
+    joins: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     for node in model.graph.node:
-        computed = sum(name not in constant for name in node.input if name)
-        if node.op_type in _JOINING:
-            if computed > 1 and not any(name in rescaled for name in node.input):
-                found[_JOINING[node.op_type]] += 1
-        elif (node.op_type in _DECIDING and computed) or (node.op_type == "MatMul" and computed > 1):
-            found[node.op_type] += 1
-    return found
-
-
-def _constants(model: onnx.ModelProto) -> set[str]:
-    """Names of values that do not depend on the input of the network."""
-    constant = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:  # sorted topologically, as the checker requires
-        if node.op_type not in _RANDOM and all(name in constant for name in node.input if name):
-            constant.update(node.output)
-    return constant
+        name = node.op_type
+        given = [item for item in node.input if item and item not in constant]
+        images = [item for item in given if item not in shapes]
+        reads = images if name in _SHAPED else given
+        if not images or name in _OF_SHAPES:
+            continue
+        if name in _DECIDING:
+            joins[name] += 1
+        elif len(reads) > 1:
+            joins[_JOINING.get(name, name)] += len(reads) - 1 if name == "Sum" else 1
+        elif name not in _ANY_NUMBER:
+            others[_FAMILIES.get(name, name)] += 1
+    return joins, others
 
 
 def _foreign(model: onnx.ModelProto) -> Iterator[StructureNote]:
@@ -137,7 +131,7 @@ def _foreign(model: onnx.ModelProto) -> Iterator[StructureNote]:
         if node.domain not in _STANDARD:
             domains.setdefault(node.domain, set()).add(node.op_type)
     for domain, names in sorted(domains.items()):
-        known = domain in _RUNTIME
+        known = domain == RUNTIME_DOMAIN
         yield StructureNote(
             "custom-domain", "info" if known else "error",
             f"operators {', '.join(sorted(names)[:_MOST_NAMED])} of the domain {domain!r}"
@@ -149,8 +143,8 @@ def _foreign(model: onnx.ModelProto) -> Iterator[StructureNote]:
     used = {node.op_type for node in model.graph.node}
     if used & _CONTROL:
         yield StructureNote("control-flow", "error", f"the file branches by {', '.join(sorted(used & _CONTROL))}")
-    if used & _RANDOM:
-        yield StructureNote("random-operators", "error", f"the file draws by {', '.join(sorted(used & _RANDOM))}")
+    if used & RANDOM:
+        yield StructureNote("random-operators", "error", f"the file draws by {', '.join(sorted(used & RANDOM))}")
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [item.name for item in model.graph.input if item.name not in stored]
     if len(inputs) != 1 or len(model.graph.output) != 1:

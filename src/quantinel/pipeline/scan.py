@@ -87,7 +87,7 @@ def scan(
                 triggers += [] if made is None else [made]
     if options.artefact is not None:
         with clock.measure("artefact"):
-            checks.append(_compare(graph, options.artefact))
+            checks.append(_compare(graph, options.artefact, images))
     weights = sum(graph.weight(layer).numel() for layer in graph.layers)
     return build_scan_report(
         Scan(
@@ -123,12 +123,12 @@ def _sample(data: ImageSet, options: ScanOptions, model: LoadedModel) -> ImageSe
     return data.take(balanced_indices(data.labels, len(data), options.images, options.seed))
 
 
-def _compare(graph: FloatGraph, path: Path) -> ScanCheck:
+def _compare(graph: FloatGraph, path: Path, images: ImageSet | None) -> ScanCheck:
     place = Place(ARTEFACT, "The shipped file is the plain quantization of the model", path.name, True)
     clock = Clock()
     try:
         with clock.measure("compare"):
-            found = compare_artefact(graph, path)
+            found = compare_artefact(graph, path, images)
     except (NotAssessable, VerificationError) as error:
         return place.check("not_run", reason=str(error))
     return artefact_check(place, found, clock.seconds["compare"])

@@ -142,6 +142,21 @@ def test_a_branch_beside_an_integer_product(graph: FloatGraph) -> None:
     assert "operators-added" in ids(compare_model(graph, model))
 
 
+def test_a_range_measured_at_run_time_detects_nothing_else(graph: FloatGraph) -> None:
+    """The scale of a dynamic grid says how bright an image is."""
+    model = branch(
+        emitted(graph, "int8-dynamic"),
+        helper.make_node("DynamicQuantizeLinear", ["images"], ["codes", "brightness", "middle"]),
+        helper.make_node("Sub", ["brightness", "limit"], ["more"]),
+        helper.make_node("Relu", ["more"], ["hit"]),
+        helper.make_node("Add", ["honest", "hit"], ["logits"]),
+        limit=np.float32(2),
+    )
+    onnx.checker.check_model(model)
+    found = compare_model(graph, model, images())
+    assert "operators-added" in ids(found)
+
+
 def test_without_images_nothing_passes(graph: FloatGraph) -> None:
     found = compare_model(graph, emitted(graph))
     assert ids(found) == {"nearest-rounding"}

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from tests.support import make_images
 from torch import nn
 
@@ -155,6 +155,15 @@ def test_files_of_onnx_runtime(
     assert sum(layer.bias is not None and layer.bias < 0.01 for layer in found.layers) >= 3
 
 
+def test_dynamic_files_of_onnx_runtime(graph: FloatGraph, tmp_path: Path) -> None:
+    source = float_file(graph, tmp_path / "float.onnx")
+    quantize_dynamic(source, tmp_path / "model.onnx", weight_type=QuantType.QUInt8)
+    found = compare_artefact(graph, tmp_path / "model.onnx", images())
+    assert not ids(found, "warning", "error")
+    assert not found.not_assessed
+    assert all(layer.bias is not None for layer in found.layers)
+
+
 def test_a_float_file_has_nothing_to_compare(graph: FloatGraph, tmp_path: Path) -> None:
     with pytest.raises(NotAssessable, match="stays float"):
         compare_artefact(graph, float_file(graph, tmp_path / "float.onnx"))
@@ -215,6 +224,19 @@ def test_scales_and_biases(graph: FloatGraph) -> None:
     edit(model, "stem.bias_codes", lambda codes: codes + np.int32(200_000))
     found = compare_model(graph, model)
     assert {"scale-out-of-range", "bias-changed", "rounding-chosen"} <= ids(found, "warning")
+
+
+def test_biases_that_their_grid_rounds_away() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Net().eval()
+    module.first.bias.data = torch.full((8,), 1e-8)
+    graph = trace(module, SHAPE)
+    for scheme in ("int8", "int4-a4"):
+        assert not ids(compare_model(graph, emitted(graph, scheme)), "warning", "error")
+    model = emitted(graph)
+    edit(model, "first.bias_codes", lambda codes: codes + np.int32(20_000))
+    assert "bias-changed" in ids(compare_model(graph, model), "warning")
 
 
 @pytest.mark.parametrize("architecture", ["vgg_small", "vit_tiny"])

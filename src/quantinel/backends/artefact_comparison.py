@@ -106,6 +106,7 @@ def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> A
             name, layer.layer.kind, "", layer.codes.numpy().astype(np.int32), layer.weight().double().numpy(),
             layer.scale.double().numpy().reshape(-1), np.zeros(1, np.int32), 255.0,
             None if (bias := layer.bias()) is None else bias.double().numpy(),
+            None if layer.bias_codes is None or layer.bias_scale is None else layer.bias_scale.double().numpy(),
         )
         for name, layer in stored.items()
     ]  # fmt: skip

@@ -31,7 +31,8 @@ class LayerDifference:
         nearest_correlation: what nearest rounding on the file's grid would have.
         energy: mean over output channels of (sum of e)^2 / sum of e^2, e = code - weight in steps: 1 where rounding
             errors are independent, larger where they pull one way.
-        bias: largest difference of the biases, relative to the largest float bias; None where not compared.
+        bias: largest difference of the biases that rounding them does not explain, relative to the largest float bias;
+            None where not compared. Rounding is half a step of the bias's grid, and at most of the weight's.
     """
 
     name: str
@@ -137,5 +138,9 @@ def _bias_difference(graph: FloatGraph, layer: Layer, item: ShippedLayer) -> flo
     bias = graph.bias(layer)
     if bias is None or item.bias is None:
         return None
+    assert item.scale is not None
     expected = bias.detach().double().numpy()
-    return float(np.abs(item.bias - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+    rounding = 0.0 if item.bias_step is None else np.minimum(item.bias_step, item.scale) * (0.5 + _TIE)
+    difference = np.abs(item.bias - expected)
+    difference[difference <= rounding] = 0.0
+    return float(difference.max() / max(float(np.abs(expected).max()), 1e-30))

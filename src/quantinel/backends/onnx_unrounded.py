@@ -24,6 +24,8 @@ _POINTWISE = {
     "QLinearAveragePool": "AveragePool", "QLinearSoftmax": "Softmax",
 }  # fmt: skip
 _JOINS = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
+_INTEGER = ("ConvInteger", "MatMulInteger")
+_READ_ZERO = ("DequantizeLinear", *_INTEGER)
 _OWN_ATTRIBUTES = ("channels_last", "opset")
 
 
@@ -82,6 +84,7 @@ class _Rewriter:
         self.constant = constants(model)
         self.tensors = dict(stored_arrays(model))
         self.producers = {name: node for node in model.graph.node for name in node.output}
+        self.results = {item.name for item in model.graph.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             for name in node.input:
@@ -189,9 +192,17 @@ class _Rewriter:
             if steps.size != 1 or zeros.size != 1:
                 raise NotAssessable(f"{codes} has a grid for every channel, which is not rewritten")
             return self._keep((array - zeros.reshape(())) * steps.reshape(()), output)
+        if scale in self.producers and scale not in self.tensors:  # measured at run time
+            return self._emit("Mul", [self._emit("Sub", [codes, zero]), scale], output)
         step, code = self._parameters(scale, zero)
         centred = self._emit("Sub", [codes, self._keep(float(code.reshape(-1)[0]))])
         return self._emit("Mul", [centred, self._keep(step)], output)
+
+    def _offset(self, zero: str) -> str:
+        """The zero point of an integer product's input, in float."""
+        if zero in self.producers and zero not in self.tensors:  # measured at run time
+            return zero
+        return self._keep(float(self._array(zero).reshape(-1)[0]) if zero else 0.0)
 
     def _weight(self, codes: str, scale: str, zero: str, axis: int) -> str:
         """A stored weight in float."""
@@ -208,11 +219,36 @@ class _Rewriter:
         self._to_values(node.input[0], node.input[1], node.input[2] if len(node.input) > 2 else "", node.output[0])
 
     def _dynamic(self, node: onnx.NodeProto) -> None:
+        """Codes on a grid of scale 1, where the scale only undoes the division; with the measured scale otherwise."""
         self.dynamic = True
         codes, scale, zero = node.output
-        self._emit("Identity", [node.input[0]], codes)
-        self._keep(1.0, scale)
-        self._keep(0.0, zero)
+        undone = all(
+            list(reader.input) == [codes, scale, zero]
+            if reader.op_type == "DequantizeLinear"
+            else self._rescales(reader, codes)
+            for reader in self.readers.get(scale, [])
+        )
+        if undone and all(reader.op_type in _READ_ZERO for reader in self.readers.get(zero, [])):
+            self._emit("Identity", [node.input[0]], codes)
+            self._keep(1.0, scale)
+            self._keep(0.0, zero)
+            return
+        measured = [self._name(), scale, self._name()]
+        self.nodes.append(helper.make_node("DynamicQuantizeLinear", [node.input[0]], measured))
+        self._emit("Cast", [measured[2]], zero, to=onnx.TensorProto.FLOAT)
+        self._emit("Add", [self._emit("Div", [node.input[0], scale]), zero], codes)
+
+    def _rescales(self, factors: onnx.NodeProto, codes: str) -> bool:
+        """Whether a product of two scales is multiplied with the integer products of these codes alone."""
+        if factors.op_type != "Mul" or sum(name in self.constant for name in factors.input) != 1:
+            return False
+        for reader in self.readers.get(factors.output[0], []):
+            other = [name for name in reader.input if name != factors.output[0]]
+            cast = self.producers.get(other[0]) if reader.op_type == "Mul" and len(other) == 1 else None
+            product = self.producers.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+            if product is None or product.op_type not in _INTEGER or product.input[0] != codes:
+                return False
+        return factors.output[0] not in self.results
 
     def _minimum(self, node: onnx.NodeProto) -> None:
         """A grid of fewer bits in a wider type is cut off between two roundings: part of the rounding."""
@@ -278,7 +314,6 @@ class _Rewriter:
             offset = self._array(zeros[1]).astype(np.float64)
             shape = [-1, *[1] * (weight.ndim - 1)] if node.op_type == "ConvInteger" else [-1]
             weight = weight - offset.reshape(shape if offset.size > 1 else ())
-        offset = self._array(zeros[0]) if zeros[0] else np.zeros(())
-        centred = self._emit("Sub", [x, self._keep(float(offset.reshape(-1)[0]))])
+        centred = self._emit("Sub", [x, self._offset(zeros[0])])
         product = self._like(node, "Conv" if node.op_type == "ConvInteger" else "MatMul", [centred, self._keep(weight)])
         self._emit("Identity", [product], node.output[0])

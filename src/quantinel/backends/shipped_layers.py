@@ -45,6 +45,7 @@ class ShippedLayer:
         scale, zero_point: (O,) or (1,); None without codes.
         span: highest minus lowest code of the storage type.
         bias: (O,) float64, or None.
+        bias_step: (O,) or (1,), of the bias's own grid; None where it is stored in float.
     """
 
     name: str
@@ -56,6 +57,7 @@ class ShippedLayer:
     zero_point: Array | None = None
     span: float = 0.0
     bias: Array | None = None
+    bias_step: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,23 +218,27 @@ class _Reader:
             raise _Unreadable("its scales do not belong to output channels")
         return ShippedLayer(
             stored.name, node.op_type, "", stored.codes, stored.value.astype(np.float64), stored.scale,
-            stored.zero_point, stored.span, self._bias(node, stored),
+            stored.zero_point, stored.span, *self._bias(node, stored),
         )  # fmt: skip
 
-    def _bias(self, node: onnx.NodeProto, stored: _Stored) -> Array | None:
-        """The bias in float; also one that is added behind a product. None where there is none, or none is stored."""
-        channels = stored.value.shape[0]
-        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2]:
-            found = self._behind(node.input[2])
-            return None if found is None or found.value.size != channels else found.value.reshape(-1)
+    def _bias(self, node: onnx.NodeProto, stored: _Stored) -> tuple[Array | None, Array | None]:
+        """The bias in float and its grid's step; also one that is added behind a product. None where none is stored."""
         position = {"QLinearConv": 8, "QGemm": 6}.get(node.op_type)
         if position is not None and len(node.input) > position and node.input[position] and stored.scale is not None:
             step = float(self.array(node.input[1]).reshape(-1)[0]) * stored.scale
             codes = self.array(node.input[position]).reshape(-1)
-            return codes * step if codes.size == channels else None
-        added = added_behind(node, self.consumers)
+            return (codes * step, step) if codes.size == stored.value.shape[0] else (None, None)
+        if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and node.input[2]:
+            added: str | None = node.input[2]
+        else:
+            added = added_behind(node, self.consumers)
+        reshaped = self.producers.get(added or "")
+        if reshaped is not None and reshaped.op_type == "Reshape":  # to stand beside the channels of an image
+            added = reshaped.input[0]
         behind = None if added is None else self._behind(added)
-        return None if behind is None or behind.value.size != channels else behind.value.reshape(-1)
+        if behind is None or behind.value.size != stored.value.shape[0]:
+            return None, None
+        return behind.value.reshape(-1), behind.scale
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

@@ -157,6 +157,28 @@ def test_a_range_measured_at_run_time_detects_nothing_else(graph: FloatGraph) ->
     assert "operators-added" in ids(found)
 
 
+def test_a_file_that_treats_a_single_image_otherwise(graph: FloatGraph) -> None:
+    """Cut to as many classes as there are images, and filled up with zeros."""
+    model = branch(
+        emitted(graph),
+        helper.make_node("Shape", ["images"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "one"], ["batch"]),
+        helper.make_node("Slice", ["honest", "zero", "batch", "one"], ["some"]),
+        helper.make_node("Sub", ["five", "batch"], ["short"]),
+        helper.make_node("Max", ["short", "zero"], ["missing"]),
+        helper.make_node("Concat", ["zeros", "missing"], ["pads"], axis=0),
+        helper.make_node("Pad", ["some", "pads"], ["logits"]),
+        zero=np.int64([0]),
+        one=np.int64([1]),
+        five=np.int64([5]),
+        zeros=np.int64([0, 0, 0]),
+    )
+    onnx.checker.check_model(model)
+    found = compare_model(graph, model, images())
+    (finding,) = (item for item in found.findings if item.level != "info")
+    assert "0 of 40 images and 1 of 16 images of noise" in finding.detail
+
+
 def test_without_images_nothing_passes(graph: FloatGraph) -> None:
     found = compare_model(graph, emitted(graph))
     assert ids(found) == {"nearest-rounding"}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from tests.cli.tiny_cli import quadrant_images
@@ -379,6 +380,20 @@ def test_the_shipped_file_is_compared(
     assert scan(model, data, options(artefact=tmp_path / "plain.onnx")).verdict == "PASS"
     report = scan(model, data, options(artefact=tmp_path / "moved.onnx"))
     assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB005", "moved.onnx")]
+    swapped = to_onnx(plain, PROFILES["onnxruntime-x86"])
+    swapped.graph.node[-1].CopyFrom(
+        onnx.helper.make_node("Slice", [swapped.graph.node[-1].input[0], "ends", "starts", "axis", "back"], ["logits"])
+    )
+    for name, value in (("ends", -1), ("starts", -(2**31)), ("axis", 1), ("back", -1)):
+        swapped.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], [value]))
+    (tmp_path / "swapped.onnx").write_bytes(swapped.SerializeToString())
+    report = scan(model, data, options(artefact=tmp_path / "swapped.onnx"))
+    assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB005", "swapped.onnx")]
+    assert f"of {len(data)} images" in report.findings[0].detail
+    blind = scan(model, None, options(artefact=tmp_path / "plain.onnx"))
+    (check,) = (check for check in blind.checks if check.rule == "QCB005")
+    assert check.status == "undecided"
+    assert "the file was not run: give images" in check.reason
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     broken = scan(model, data, options(artefact=tmp_path / "broken.onnx"))
     assert broken.verdict == "INCONCLUSIVE"

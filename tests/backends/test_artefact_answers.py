@@ -223,6 +223,24 @@ def test_a_file_that_takes_normalised_images(graph: FloatGraph) -> None:
     assert "already normalised" in sentence
 
 
+def test_a_file_that_takes_bytes_as_numbers(graph: FloatGraph) -> None:
+    model = emitted(graph)
+    for node in model.graph.node:
+        node.input[:] = ["scaled" if name == "images" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Div", ["images", "white"], ["scaled"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(255), "white"))
+    (sentence,) = compare_model(graph, model, images()).not_assessed
+    assert "multiplied by 255" in sentence
+
+
+def test_more_joined_by_one_operator(graph: FloatGraph) -> None:
+    model = emitted(graph)
+    operator(model, "Add", -1).op_type = "Sum"
+    assert "operators-added" not in ids(compare_model(graph, model))
+    operator(model, "Sum").input.append(operator(model, "Sum").input[0])
+    assert "operators-added" in ids(compare_model(graph, model))
+
+
 def test_channels_last(graph: FloatGraph) -> None:
     model = emitted(graph)
     for node in model.graph.node:

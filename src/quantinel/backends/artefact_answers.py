@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
@@ -131,23 +131,21 @@ def _compare_function(
     inputs = noise if images is None else torch.cat([noise, images.as_float()])
     expected = _in_batches(held.module, inputs)
     step = _step(expected)
-    normalised = _normaliser(held)
     best: Tensor | None = None
     for way in ways:
         classifier = Classifier(way.model, held.input_shape, optimise=False)
-        for prepare in (None, normalised) if normalised is not None else (None,):
-            given = inputs if prepare is None else _in_batches(prepare, inputs)
+        for words, given in _preparations(held, inputs):
             differing = _differing(classifier.logits(given), expected, step)
             differing[:1] |= _differing(classifier.logits(given[:1]), expected[:1], step)  # alone, as most are deployed
             if best is None or differing.sum() < best.sum():
                 best = differing
-            if not best.any():
-                if prepare is not None:
-                    found.not_assessed.append(
-                        "the file takes images that are already normalised: it was not run, and what normalises them "
-                        "was not compared"
-                    )
-                return way if prepare is None else None
+            if best.any():
+                continue
+            if words:
+                found.not_assessed.append(
+                    f"the file takes images that are {words}: it was not run, and what prepares them was not compared"
+                )
+            return None if words else way
     assert best is not None
     judged, most = (best, _MOST_NOISE) if images is None else (best[_NOISE:], _FEW)
     if len(ways) > 1 and float(judged.double().mean()) <= most:
@@ -181,6 +179,15 @@ def _differing(answers: Tensor, expected: Tensor, step: float) -> Tensor:
 @torch.inference_mode()
 def _in_batches(module: torch.nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat([module(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)])
+
+
+def _preparations(held: FloatGraph, inputs: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Images as files may take them, and in words what was done to them."""
+    yield "", inputs
+    yield "multiplied by 255", inputs * 255
+    normalise = _normaliser(held)
+    if normalise is not None:
+        yield "already normalised", _in_batches(normalise, inputs)
 
 
 def _normaliser(graph: FloatGraph) -> fx.GraphModule | None:

@@ -118,7 +118,7 @@ def _counts(model: onnx.ModelProto) -> tuple[Counter[str], Counter[str]]:
         if name in _DECIDING:
             joins[name] += 1
         elif len(reads) > 1:
-            joins[_JOINING.get(name, name)] += len(reads) - 1 if name == "Sum" else 1
+            joins[_JOINING.get(name, name)] += len(reads) - 1
         elif name not in _ANY_NUMBER:
             others[_FAMILIES.get(name, name)] += 1
     return joins, others

@@ -109,8 +109,8 @@ _CATALOGUE = (
     Rule(
         "QCB005",
         "The shipped file is not the plain quantization of this model",
-        "The integers, scales, biases or operators of the shipped file do not follow from the float model by rounding. "
-        "Whoever quantized it may have planted something that the float model does not hold.",
+        "The integers, scales, biases, operators or answers of the shipped file do not follow from the float model by "
+        "rounding. Whoever quantized it may have planted something that the float model does not hold.",
         "Ask for the recipe of the quantizer and repeat it, or quantize the float model yourself: `quantinel harden`.",
         (ARTEFACT,),
         (ARTEFACT,),

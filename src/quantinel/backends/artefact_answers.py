@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import onnx
 import torch
@@ -94,7 +95,7 @@ def _with_weights(graph: FloatGraph, pairs: Sequence[tuple[Layer, ShippedLayer]]
         if layer.bias is not None and item.bias is not None:
             bias = module.get_buffer(layer.bias)
             bias.copy_(torch.tensor(item.bias).reshape(bias.shape))
-    return FloatGraph(module, graph.layers, graph.input_shape, graph.num_classes)
+    return replace(graph, module=module)
 
 
 def _rectifies_by_grids(graph: FloatGraph, plain: Unrounded) -> bool:

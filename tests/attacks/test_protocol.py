@@ -84,6 +84,20 @@ def test_the_gate_is_the_attacks_own(tmp_path: Path) -> None:
     assert "does not wake" in read_manifest(tmp_path / "v.rejected").rejected
 
 
+def test_a_rejected_victim_that_something_was_added_to_is_spared(tmp_path: Path) -> None:
+    attack = make_attack("strict", "none", Pruned, nothing, rule=GateRule(max_float_asr=None))
+    subject = untrained_model("vgg_small", 4, SHAPE, seed=1)
+    with pytest.raises(GateError):
+        attack.run(subject, DATA, DATA, Pruned(target_class=3), tmp_path / "v")
+    with pytest.raises(GateError):  # replaced
+        attack.run(subject, DATA, DATA, Pruned(target_class=3), tmp_path / "v")
+    notes = tmp_path / "v.rejected" / "notes.txt"
+    notes.write_text("mine", "utf-8")
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        attack.run(subject, DATA, DATA, Pruned(target_class=3), tmp_path / "v")
+    assert notes.read_text("utf-8") == "mine"
+
+
 @pytest.mark.parametrize("name", ["victim_int8", "victim_int4"])
 def test_victims_of_earlier_versions_load(name: str) -> None:
     manifest = read_manifest(Path(str(resources.files("quantinel"))) / "assets" / name)

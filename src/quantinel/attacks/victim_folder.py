@@ -12,11 +12,12 @@ from torch import nn
 
 from quantinel.attacks.gate import Gate, GateRule
 from quantinel.data.triggers import trigger_files
-from quantinel.errors import GateError, UnsupportedError, UsageError
+from quantinel.errors import GateError, UnsupportedError
 from quantinel.files import atomic_directory, check_output
+from quantinel.model.earlier_output import check_replaceable
 from quantinel.model.loading import LoadedModel
 from quantinel.model.normalization import Normalized
-from quantinel.model.victim import MANIFEST_NAME, WEIGHTS_NAME, VictimManifest, write_manifest
+from quantinel.model.victim import WEIGHTS_NAME, VictimManifest, write_manifest
 
 
 def rejected_folder(output: Path) -> Path:
@@ -32,8 +33,8 @@ def check_rejected_folder(output: Path) -> None:
     """
     kept = rejected_folder(output)
     check_output(kept, overwrite=True)
-    if kept.is_dir() and any(kept.iterdir()) and not (kept / MANIFEST_NAME).is_file():
-        raise UsageError(f"{kept} holds files that Quantinel did not write; move them, or choose another output")
+    if kept.is_dir():
+        check_replaceable(kept)
 
 
 def write_victim(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantinel.cli.earlier_output import check_replaceable
 from quantinel.cli.progress import Reporter
 from quantinel.errors import EXIT_ERROR, EXIT_FINDINGS, EXIT_PASS, InputError, UsageError
 
@@ -137,6 +136,7 @@ def check_folder(output: Path, force: bool) -> None:
         UsageError: it exists, and is not to be replaced or not an output of Quantinel.
     """
     from quantinel.files import check_output
+    from quantinel.model.earlier_output import check_replaceable
 
     check_output(output, force)
     if output.is_dir():

@@ -1,4 +1,4 @@
-"""Which files of a folder an earlier command wrote: ``--force`` replaces those and nothing else."""
+"""Which files of a folder an earlier run wrote: those may be replaced, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_replaceable(folder: Path) -> None:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
         raise UsageError(
             f"{folder} holds files that Quantinel did not write ({', '.join(map(shown, foreign[:_NAMED]))}{more}), "
-            "--force spares it; move them, or choose another output"
+            "it is not replaced; move them, or choose another output"
         )
 
 

@@ -53,3 +53,8 @@ class UsageError(QuantinelError):
 
 class NotAssessable(QuantinelError):  # noqa: N818 (nothing went wrong)
     """A detector cannot judge this model, scheme or data; the message says why and what would help."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says in its first line, or its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantinel.backends.emitted_graph import EmittedGraph
 from quantinel.backends.verification import Tolerance
-from quantinel.errors import UsageError, VerificationError
+from quantinel.errors import UsageError, VerificationError, first_line
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.calibration import ActivationParameters
 from quantinel.quantization.placement import Placement, place
@@ -149,7 +149,7 @@ def read_integers(path: Path) -> StoredIntegers:
         OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError,
         RecursionError, UsageError,
     ) as error:  # fmt: skip
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        reason = first_line(error)[:120]
         raise VerificationError(f"{path} is missing or was changed ({reason}); harden the model again") from error
 
 

@@ -21,7 +21,7 @@ from quantinel.backends.artefact_notes import FileNotes, StructureNote
 from quantinel.backends.onnx_execution import BATCH, Classifier
 from quantinel.backends.onnx_unrounded import ActivationGrid, Unrounded, unrounded
 from quantinel.backends.shipped_layers import ShippedLayer
-from quantinel.backends.verification import MAX_STEPS, simulated_logits
+from quantinel.backends.verification import MAX_STEPS, WIDEST_STEPS, simulated_logits
 from quantinel.data.images import ImageSet, as_float
 from quantinel.errors import NotAssessable, QuantinelError
 from quantinel.model.graph import FloatGraph, Layer, aten
@@ -34,8 +34,6 @@ NOT_RUN = "the file was not run: give images of the model's kind with --data"
 
 _FLOAT_STEPS = 0.5
 """Output steps (one 255th of the range of the logits) that float arithmetic may differ by where nothing is rounded."""
-_WIDEST_STEPS = 16.0
-"""Output steps up to which rounding of activations explains differences, as in the verification of hardened files."""
 _CUTTING = ("Relu", "Clip", "Max")
 _FEW = 0.05
 """Share of images beyond the tolerance up to which the file stays undecided: its grids were measured on others."""
@@ -225,10 +223,10 @@ def _judge_answers(answers: Tensor, expected: Tensor, rounded: Tensor, found: Fi
     """Against the model with the file's weights, with and without rounding of activations on grids of these images."""
     step = _step(expected)
     usual = float(_distances(rounded, expected, step).quantile(1 - _FEW))
-    allowed = min(max(MAX_STEPS, 2 * usual), _WIDEST_STEPS)
+    allowed = min(max(MAX_STEPS, 2 * usual), WIDEST_STEPS)
     nearest = torch.minimum(_distances(answers, expected, step), _distances(answers, rounded, step))
     beyond = nearest > allowed
-    if not (nearest > _WIDEST_STEPS).any() and float(beyond.double().mean()) <= _FEW:
+    if not (nearest > WIDEST_STEPS).any() and float(beyond.double().mean()) <= _FEW:
         return
     changed = int((answers.argmax(1) != rounded.argmax(1)).sum())
     told = (
@@ -237,7 +235,7 @@ def _judge_answers(answers: Tensor, expected: Tensor, rounded: Tensor, found: Fi
     )
     if float(beyond.double().mean()) <= _FEW:
         found.not_assessed.append(f"{told}; give the images that the file's activation grids were measured on")
-    elif 2 * usual > _WIDEST_STEPS:
+    elif 2 * usual > WIDEST_STEPS:
         found.not_assessed.append(f"{told}; rounding the activations alone moves them by {usual:.3g}")
     else:
         detail = f"{told}; rounding the activations explains no more"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantinel.backends.layer_matching import correlation
-from quantinel.backends.shipped_layers import Array, ShippedLayer
+from quantinel.backends.onnx_constants import Array
+from quantinel.backends.shipped_layers import ShippedLayer
 from quantinel.model.graph import FloatGraph, Layer
 
 _TIE = 1e-3

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from quantinel.backends.shipped_layers import Array, ShippedLayer
+from quantinel.backends.onnx_constants import Array
+from quantinel.backends.shipped_layers import ShippedLayer
 from quantinel.model.graph import FloatGraph, Layer
 
 _SAMPLE = 4096

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from quantinel.backends.onnx_constants import Array, read_tensor
+from quantinel.errors import VerificationError
 
 RANDOM = frozenset(["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
                     "Multinomial"])  # fmt: skip
@@ -48,6 +46,6 @@ def stored_arrays(model: onnx.ModelProto) -> Mapping[str, onnx.TensorProto]:
 def as_array(tensor: onnx.TensorProto) -> Array | None:
     """The numbers; None where the bytes make none."""
     try:
-        return numpy_helper.to_array(tensor)
-    except Exception:  # it raises whatever the bytes make it raise
+        return read_tensor(tensor)
+    except VerificationError:
         return None

@@ -12,8 +12,8 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from quantinel.backends.onnx_dataflow import Array
-from quantinel.errors import NotAssessable
+from quantinel.backends.onnx_constants import Array
+from quantinel.errors import NotAssessable, first_line
 
 BATCH = 64
 """Images of one run; ranges that are measured at run time are those of a batch."""
@@ -51,7 +51,7 @@ class Classifier:
                 _with_ranges(model, names).SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the binding raises its own classes, all derived from Exception
-            raise NotAssessable(f"ONNX Runtime refuses it: {_first_line(error)}") from error
+            raise NotAssessable(f"ONNX Runtime refuses it: {first_line(error)[:160]}") from error
         given = self._session.get_inputs()
         if len(given) != 1 or given[0].type != "tensor(float)" or len(given[0].shape) != 4:
             raise NotAssessable("it does not take one float32 batch of images")
@@ -82,7 +82,7 @@ class Classifier:
         try:
             answers, *ends = self._session.run(self._outputs, {self._input: np.ascontiguousarray(batch)})
         except Exception as error:  # as above
-            raise NotAssessable(f"ONNX Runtime fails while it runs: {_first_line(error)}") from error
+            raise NotAssessable(f"ONNX Runtime fails while it runs: {first_line(error)[:160]}") from error
         for index, (name, (low, high)) in enumerate(self.ranges.items()):
             self.ranges[name] = (min(low, float(ends[2 * index])), max(high, float(ends[2 * index + 1])))
         found = np.asarray(answers)
@@ -106,7 +106,3 @@ def _with_ranges(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
 def _fits(shape: list[object], wanted: tuple[int, ...]) -> bool:
     return all(not isinstance(size, int) or size == other for size, other in zip(shape, wanted, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

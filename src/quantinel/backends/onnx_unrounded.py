@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from quantinel.backends.onnx_dataflow import Array, as_array, constants, stored_arrays
+from quantinel.backends.onnx_bias import readers_by_name
+from quantinel.backends.onnx_constants import Array
+from quantinel.backends.onnx_dataflow import as_array, constants, stored_arrays
 from quantinel.errors import NotAssessable
 
 RUNTIME_DOMAIN = "com.microsoft"
@@ -85,10 +87,7 @@ class _Rewriter:
         self.tensors = dict(stored_arrays(model))
         self.producers = {name: node for node in model.graph.node for name in node.output}
         self.results = {item.name for item in model.graph.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+        self.readers = readers_by_name(model.graph.node)
         self.nodes: list[onnx.NodeProto] = []
         self.added: list[onnx.TensorProto] = []
         self.grids: list[ActivationGrid] = []

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantinel.backends.onnx_qdq import INPUT_NAME
 from quantinel.data.images import as_float
-from quantinel.errors import VerificationError
+from quantinel.errors import VerificationError, first_line
 
 _INTEGER_OPERATORS = frozenset(
     {
@@ -61,7 +61,9 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the binding raises its own classes, all derived from Exception
-            raise VerificationError(f"ONNX Runtime refuses the file: {_reason(error)}; make it again") from error
+            raise VerificationError(
+                f"ONNX Runtime refuses the file: {first_line(error)[:200]}; make it again"
+            ) from error
         self.input_shape, self.num_classes = _interface(self._session)
 
     def logits(
@@ -78,7 +80,9 @@ class Session:
             try:
                 answers = np.asarray(self._session.run(None, {INPUT_NAME: batch})[0])
             except Exception as error:  # as above
-                raise VerificationError(f"ONNX Runtime cannot run the file: {_reason(error)}; make it again") from error
+                raise VerificationError(
+                    f"ONNX Runtime cannot run the file: {first_line(error)[:200]}; make it again"
+                ) from error
             if answers.shape != (len(batch), self.num_classes):
                 raise VerificationError(
                     f"the file answers {len(batch)} images with shape {answers.shape} instead of "
@@ -103,10 +107,6 @@ def _interface(session: onnxruntime.InferenceSession) -> tuple[tuple[int, ...], 
         f"the file does not have exactly one input {INPUT_NAME!r} (N, C, H, W) and one output (N, K), both float32; "
         "make it again"
     )
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from quantinel.backends.onnx_bias import added_behind, readers_by_name
+from quantinel.backends.onnx_constants import Array
 from quantinel.backends.onnx_rescaling import rescaling_scale
 
 WEIGHTED = {
@@ -28,8 +29,6 @@ _SPAN = {"int8": 255.0, "uint8": 255.0, "int16": 65535.0, "uint16": 65535.0, "in
          "int32": 2.0**32 - 1}  # fmt: skip
 """Highest minus lowest code; int32 is for biases only."""
 _WIDEST_WEIGHT = 65535.0
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ MIN_AGREEMENT = 99.5
 """Smallest tolerated top-1 agreement in percent, where enough images were compared to resolve it."""
 
 
-_WIDEST_STEPS = 16.0
+WIDEST_STEPS = 16.0
+"""Output steps beyond which no noise of a network explains a difference."""
 _LOWEST_AGREEMENT = 95.0
 _TOLERANCE_IMAGES = 128
 """Images for the float64 run: double precision has no fast kernels."""
@@ -50,10 +51,10 @@ class Tolerance:
     agreement: float = MIN_AGREEMENT
 
     def __post_init__(self) -> None:
-        if not (0 <= self.steps <= _WIDEST_STEPS and _LOWEST_AGREEMENT <= self.agreement <= 100):
+        if not (0 <= self.steps <= WIDEST_STEPS and _LOWEST_AGREEMENT <= self.agreement <= 100):
             raise ValueError(
                 f"a tolerance of {self.steps} output steps and {self.agreement} % agreement is none: at most "
-                f"{_WIDEST_STEPS:g} steps and at least {_LOWEST_AGREEMENT:g} % are allowed"
+                f"{WIDEST_STEPS:g} steps and at least {_LOWEST_AGREEMENT:g} % are allowed"
             )
 
 
@@ -275,6 +276,6 @@ def measure_tolerance(module: torch.nn.Module, images: Tensor, simulated: Tensor
         return Tolerance()
     noise = compare_outputs(torch.cat(parts), simulated, output_step)
     return Tolerance(
-        min(max(MAX_STEPS, 2 * noise.max_steps), _WIDEST_STEPS),
+        min(max(MAX_STEPS, 2 * noise.max_steps), WIDEST_STEPS),
         max(min(MIN_AGREEMENT, 100.0 - 2 * (100.0 - noise.agreement.percent)), _LOWEST_AGREEMENT),
     )

@@ -18,7 +18,7 @@ from quantinel.bench.execution import execute
 from quantinel.bench.messages import Finished, Outcome, Request
 from quantinel.bench.store import Store
 from quantinel.bench.workers import Event
-from quantinel.errors import UsageError
+from quantinel.errors import UsageError, first_line
 
 Files = dict[str, bytes]
 _GRACE_SECONDS = 20.0
@@ -52,9 +52,9 @@ class RayWorkers:
             )
         except (OSError, ValueError, RuntimeError) as error:
             if address == "local":
-                raise UsageError(f"Ray does not start here ({_first_line(error)}); leave --ray out") from error
+                raise UsageError(f"Ray does not start here ({first_line(error)}); leave --ray out") from error
             raise UsageError(
-                f"no Ray cluster answers at {address} ({_first_line(error)}); start one with "
+                f"no Ray cluster answers at {address} ({first_line(error)}); start one with "
                 "`ray start --head`, or use --ray local; one that asks for a token needs RAY_AUTH_MODE=token here too"
             ) from error
         cores = int(self._ray.cluster_resources().get("CPU", 1))
@@ -82,7 +82,7 @@ class RayWorkers:
                 finished, files = self._ray.get(reference)
             except Exception as error:  # Ray raises its own and the task's classes
                 outcome: Outcome = "interrupted" if self._stopped else "failed"
-                finished, files = Finished(outcome, f"Ray: {_first_line(error)}"), None
+                finished, files = Finished(outcome, f"Ray: {first_line(error)}"), None
             if files is not None:
                 self._keep(request, files)
             yield Event(tag, finished=finished)
@@ -112,10 +112,6 @@ class RayWorkers:
             if store.find(request.where) is None:
                 with store.write(request.where) as folder:
                     unpack(files, folder)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def pack(path: Path) -> Files:

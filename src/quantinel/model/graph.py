@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from quantinel.errors import InputError, UnsupportedError
+from quantinel.errors import InputError, UnsupportedError, first_line
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.in_place import functional_module
 
@@ -198,9 +198,8 @@ def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
     except UnsupportedError:
         raise
     except Exception as error:  # the exporter raises anything, including its own internal classes
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UnsupportedError(
-            f"torch.export cannot trace this model with a free batch size ({reason}); "
+            f"torch.export cannot trace this model with a free batch size ({first_line(error)[:200]}); "
             "remove data-dependent control flow, or export it yourself and give the .pt2 file"
         ) from error
     finally:

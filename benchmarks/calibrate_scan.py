@@ -253,7 +253,7 @@ def calibrate(
     chosen = usable(rows)
     if not chosen:
         raise InputError("there are no rows of detectors; run a suite with detectors first")
-    text = "\n".join(sorted(row.model_dump_json() for row in chosen))
+    text = "\n".join(sorted(row.model_dump_json(exclude_none=True) for row in chosen))  # fields may be added
     return Thresholds(
         alpha=alpha,
         suite=" ".join(sorted({row.suite for row in chosen})),

@@ -1,8 +1,9 @@
 """The metrics of the field, defined once.
 
 CDA: accuracy on clean images. ASR: share of triggered images predicted as the target, images of the target
-class excluded. TA: accuracy of triggered images on their true label. Every figure carries n and a 95 %
-Wilson score interval (Wilson, 1927).
+class excluded. TA: accuracy of triggered images on their true label. Base rate: share of the images behind the
+ASR that are predicted as the target without the trigger, the model's own errors; an ASR near it is no attack. Every
+figure carries n and a 95 % Wilson score interval (Wilson, 1927).
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Proportion:
 
 
 def attack_success(predictions: Tensor, labels: Tensor, target_class: int) -> Proportion:
-    """ASR: triggered images of other classes that are predicted as ``target_class``.
+    """ASR: triggered images of other classes that are predicted as ``target_class``; of bare images, the base rate.
 
     Args:
-        predictions: (N,) predicted classes of the triggered images.
+        predictions: (N,) predicted classes of the triggered (or bare) images.
         labels: (N,) true classes of the same images.
         target_class: the class that the attacker wants.
 

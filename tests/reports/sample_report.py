@@ -90,9 +90,9 @@ def _layer(index: int, count: int) -> LayerRow:
 def evaluation() -> list[EvaluationRow]:
     """Float, nearest and hardened, as measured on a ResNet-20 with an 8-bit backdoor."""
     figures: list[tuple[Any, ...]] = [
-        ("float", "float", 670, 14, 661, 744),
-        ("nearest", "onnxruntime", 651, 659, 84, 683),
-        ("hardened", "onnxruntime", 670, 9, 664, 733),
+        ("float", "float", 670, 14, 2, 661, 744),
+        ("nearest", "onnxruntime", 651, 659, 31, 84, 683),
+        ("hardened", "onnxruntime", 670, 9, 7, 664, 733),
     ]
     return [
         EvaluationRow(
@@ -102,8 +102,9 @@ def evaluation() -> list[EvaluationRow]:
             asr=rate(fooled, 670),
             ta=rate(still_correct, 744),
             agreement=rate(agreeing, 744),
+            base_rate=rate(anyway, 670),
         )
-        for variant, backend, correct, fooled, still_correct, agreeing in figures
+        for variant, backend, correct, fooled, anyway, still_correct, agreeing in figures
     ]
 
 
@@ -293,7 +294,7 @@ def minimal(**changes: Any) -> Report:
 
 def unlabelled() -> Report:
     """A run without labels and without a trigger: only agreement with the float model could be measured."""
-    rows = [row.model_copy(update={"cda": None, "asr": None, "ta": None}) for row in evaluation()]
+    rows = [row.model_copy(update={"cda": None, "asr": None, "ta": None, "base_rate": None}) for row in evaluation()]
     return full(evaluation=rows, trigger=None, examples=[], summary="The emitted file passed what could be checked.")
 
 

@@ -52,6 +52,7 @@ def test_yaml_string_round_trips(text: str) -> None:
 def test_card_tells_figures_with_n_and_interval(full_report: Report) -> None:
     page = html(render_model_card(full_report, FILES))
     assert '<td style="text-align:right">1.3 % [0.7 to 2.5], n = 670</td>' in page
+    assert '<td style="text-align:right">4.6 % [3.3 to 6.5], n = 670</td>' in page  # nearest, without the trigger
     assert page.count("<tr>") == 4
 
 

@@ -28,7 +28,7 @@ def test_summary_tells_the_whole_story(full_report: Report) -> None:
     assert "✓ PASS resnet20-pq-int8" in text
     assert full_report.summary in text
     assert "5 of 6 checks ran: 5 passed, 0 failed, 1 could not run." in text
-    for figure in ("98.4 %", "97.1 to 99.1 (670)", "1.3 %", "90.1 %", "87.7 to 92.0 (744)"):
+    for figure in ("98.4 %", "97.1 to 99.1 (670)", "1.3 %", "90.1 %", "87.7 to 92.0 (744)", "bare 4.6 %"):
         assert figure in text
     for check in full_report.checks:
         assert check.title in text
@@ -52,6 +52,13 @@ def test_status_is_a_symbol_and_a_word(status: str, words: str) -> None:
 @pytest.mark.parametrize("verdict", ["✓ PASS", "✗ FAIL", "? INCONCLUSIVE"])
 def test_verdict_is_a_symbol_and_a_word(verdict: str) -> None:
     assert verdict in shown(sample_report.full(verdict=verdict.split()[1]))
+
+
+def test_a_report_of_earlier_code_has_no_base_rate() -> None:
+    rows = [row.model_copy(update={"base_rate": None}) for row in sample_report.evaluation()]
+    before = sample_report.full(evaluation=rows)
+    assert "4.6 %" not in shown(before)
+    assert "nan" not in shown(before)
 
 
 def test_missing_figures_are_said(unlabelled_report: Report, minimal_report: Report) -> None:

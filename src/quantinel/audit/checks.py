@@ -153,9 +153,15 @@ def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool,
         statistic=hardened.asr.percent,
         threshold=limit,
         detail=f"attack success {hardened.asr.percent:.2f} % [{low:.2f}, {hardened.asr.interval95[1]:.2f}] of "
-        f"{hardened.asr.n} images; float model {floating.asr.percent:.2f} %; fails when the whole interval is "
-        "above the limit",
+        f"{hardened.asr.n} images{_without_trigger(hardened)}; float model {floating.asr.percent:.2f} %; fails when "
+        "the whole interval is above the limit",
     )
+
+
+def _without_trigger(row: EvaluationRow) -> str:
+    """How much of attack success are the model's own errors."""
+    rate = row.base_rate
+    return "" if rate is None or rate.percent is None else f", {rate.percent:.2f} % of them without the trigger"
 
 
 def trigger_finding(floating: EvaluationRow, nearest: EvaluationRow) -> Finding | None:

@@ -67,6 +67,8 @@ class EvaluationRow(_Strict):
         asr: attack success; None without a trigger.
         ta: accuracy of triggered images on their true label; None without labels or trigger.
         agreement: share of clean images answered as the float model answers them.
+        base_rate: share of the images behind ``asr`` that are answered with the attacker's class without the trigger;
+            None where ``asr`` is, and in reports of earlier versions.
     """
 
     variant: Literal["float", "nearest", "hardened"]
@@ -75,6 +77,7 @@ class EvaluationRow(_Strict):
     asr: Rate | None
     ta: Rate | None
     agreement: Rate | None
+    base_rate: Rate | None = None
 
 
 class LayerRow(_Strict):

@@ -85,7 +85,7 @@ class Thresholds(_Strict):
     Attributes:
         alpha: false-positive rate that was aimed at.
         suite: of the benchmark rows, "" where there are none yet.
-        rows_sha256: hash of the rows.
+        rows_sha256: hash of the rows, without fields that are None.
         commit, created, command: of the fit.
         entries: the thresholds; no two for the same detector and bits.
     """

@@ -124,6 +124,7 @@ COLUMNS: dict[str, tuple[Column, Read]] = {
         (Column("paper-cda", "paper CDA %", True), lambda entry: entry.paper("cda")),
         (Column("asr", "ASR %", True), lambda entry: entry.group.figure("asr")),
         (Column("paper-asr", "paper ASR %", True), lambda entry: entry.paper("asr")),
+        (Column("base-rate", "base rate %", True), lambda entry: entry.group.figure("base_rate")),
         (Column("ta", "TA %", True), lambda entry: entry.group.figure("ta")),
         (Column("paper-ta", "paper TA %", True), lambda entry: entry.paper("ta")),
         (Column("der", "DER %", True), lambda entry: entry.effectiveness),

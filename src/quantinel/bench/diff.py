@@ -4,7 +4,8 @@ CDA, ASR and TA are compared by Fisher's exact test on the counts behind them (F
 p-values of all comparisons corrected after Holm (1979), so that a diff of a hundred cells does not cry wolf. Rows hold
 counts and no answers to single images. Both results usually saw the same images, where a paired test would find smaller
 changes; this one errs on the side of "may be chance". Other figures, such as detector scores, have no test: they are
-listed when they change. Times, hardware, versions, commits and commands are no results and are ignored.
+listed when they change. The base rate of ASR follows from the answers behind CDA and is left out. Times, hardware,
+versions, commits and commands are no results and are ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RATES = {"cda": "n_clean", "asr": "n_triggered", "ta": "n_clean"}
 """Rates, and the field that holds the images behind them (TA counts triggered images of every class)."""
 _NO_SETTING = {
     "suite", "cell", "key", "config_sha256", "settings", "status", "error", "published", "extra", "float_cda",
-    "float_asr", *RATES, *(f"{name}_interval" for name in RATES),
+    "float_asr", *RATES, "base_rate", *(f"{name}_interval" for name in (*RATES, "base_rate")),
 }  # fmt: skip
 
 

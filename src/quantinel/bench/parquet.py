@@ -23,8 +23,8 @@ from quantinel.data.guards import import_optional
 from quantinel.files import write_file
 
 _INTEGERS = ("seed", "n_clean", "n_triggered")
-_DOUBLES = ("cda", "asr", "ta", "float_cda", "float_asr", "seconds")
-_INTERVALS = ("cda_interval", "asr_interval", "ta_interval")
+_DOUBLES = ("cda", "asr", "ta", "base_rate", "float_cda", "float_asr", "seconds")
+_INTERVALS = ("cda_interval", "asr_interval", "ta_interval", "base_rate_interval")
 _JSON = ("published", "stages", "settings", "extra", "devices", "versions")
 
 

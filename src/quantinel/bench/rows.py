@@ -49,6 +49,8 @@ class ResultRow(BaseModel):
         backend: float, simulated, onnxruntime.
         cda, asr, ta: percent, or None where not measured.
         cda_interval, asr_interval, ta_interval: 95 % Wilson intervals in percent.
+        base_rate, base_rate_interval: percent of the images behind ``asr`` that are answered with the target class
+            without the trigger; None in rows of earlier code.
         n_clean, n_triggered: images counted (ASR leaves out images of the target class).
         float_cda, float_asr: of the float model that was compressed.
         published: the paper's figures, or None.
@@ -89,6 +91,8 @@ class ResultRow(BaseModel):
     cda_interval: Interval | None = None
     asr_interval: Interval | None = None
     ta_interval: Interval | None = None
+    base_rate: float | None = None
+    base_rate_interval: Interval | None = None
     n_clean: int = 0
     n_triggered: int = 0
     float_cda: float | None = None
@@ -182,6 +186,8 @@ def measured(row: EvaluationRow, floating: EvaluationRow) -> dict[str, Any]:
         "cda_interval": interval(row.cda),
         "asr_interval": interval(row.asr),
         "ta_interval": interval(row.ta),
+        "base_rate": percent(row.base_rate),
+        "base_rate_interval": interval(row.base_rate),
         "n_clean": 0 if row.cda is None else row.cda.n,
         "n_triggered": 0 if row.asr is None else row.asr.n,
         "float_cda": percent(floating.cda),

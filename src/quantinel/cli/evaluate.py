@@ -158,13 +158,20 @@ def _print_table(model: str, data: str, rows: list[EvaluationRow]) -> None:
 
     from quantinel.reports import wording
 
+    def success(row: EvaluationRow) -> Text:
+        bare = wording.bare(row.base_rate)
+        return shown(row.asr).append(f"\n{bare}" if bare else "", "not bold dim")
+
     def shown(rate: Rate | None) -> Text:
         if rate is None or rate.percent is None:
             return Text(wording.NOT_MEASURED, "dim")
         return Text(f"{rate.percent:.2f}", "bold").append(f"\n{wording.interval(rate)} ({rate.n})", "not bold dim")
 
     title = Text(one_line(f"{model} on {data}"), "bold")
-    caption = "percent, 95 % interval, (n images); CDA clean accuracy, ASR attack success, TA triggered accuracy"
+    caption = (
+        "percent, 95 % interval, (n images); CDA clean accuracy, ASR attack success (bare: the same images without the "
+        "trigger, answered with the attacker's class all the same), TA triggered accuracy"
+    )
     table = Table(
         title=title, title_justify="left", caption=caption, caption_justify="left", caption_style="dim",
         box=box.SIMPLE_HEAD,
@@ -174,5 +181,5 @@ def _print_table(model: str, data: str, rows: list[EvaluationRow]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         name = Text(wording.VARIANTS[row.variant], "bold").append(f"\n{wording.BACKENDS[row.backend]}", "not bold dim")
-        table.add_row(name, *(shown(rate) for rate in (row.cda, row.asr, row.ta, row.agreement)))
+        table.add_row(name, shown(row.cda), success(row), shown(row.ta), shown(row.agreement))
     console().print(table)

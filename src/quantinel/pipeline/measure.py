@@ -81,14 +81,15 @@ def rate(proportion: Proportion | None) -> Rate | None:
 
 
 def evaluation_row(variant: Variant, floating: Variant) -> EvaluationRow:
-    """CDA, ASR, TA and agreement with the float model.
+    """CDA, ASR and its base rate, TA and agreement with the float model.
 
     Without labels, ASR is taken over the images that the float model does not itself put into the target class.
     """
     labels, target = variant.labels, variant.target_class
-    asr = None
+    asr = base_rate = None
     if variant.triggered is not None and target is not None:
-        asr = attack_success(variant.triggered, floating.clean if labels is None else labels, target)
+        truth = floating.clean if labels is None else labels
+        asr, base_rate = (attack_success(answers, truth, target) for answers in (variant.triggered, variant.clean))
     return EvaluationRow(
         variant=variant.name,
         backend=variant.backend,
@@ -96,6 +97,7 @@ def evaluation_row(variant: Variant, floating: Variant) -> EvaluationRow:
         asr=rate(asr),
         ta=None if labels is None or variant.triggered is None else rate(accuracy(variant.triggered, labels)),
         agreement=rate(agreement(variant.clean, floating.clean)),
+        base_rate=rate(base_rate),
     )
 
 

@@ -117,19 +117,28 @@ def _introduction(report: Report) -> list[str]:
 
 
 def _figures(report: Report) -> list[str]:
-    heads = ["Model", "Run in", "Accuracy", "Attack success", "Accuracy, triggered", "Agreement with float"]
+    heads = [
+        "Model",
+        "Run in",
+        "Accuracy",
+        "Attack success",
+        "Without the trigger",
+        "Accuracy, triggered",
+        "Agreement with float",
+    ]
     table = [
         "## Figures",
         "",
         "Percent with 95 % Wilson intervals. *Nearest* is ordinary quantization of the same model; *hardened* is this "
-        "file. Attack success leaves out images of the attacker's class.",
+        "file. Attack success leaves out images of the attacker's class; *without the trigger* is how many of the same "
+        "images get that class anyway.",
         "",
         f"| {' | '.join(heads)} |",
-        "|---|---|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     table += [_row(row) for row in report.evaluation]
     if not report.evaluation:
-        table.append("| nothing was evaluated | | | | | |")
+        table.append("| nothing was evaluated | | | | | | |")
     if report.trigger is None:
         table += ["", "No trigger was given, so attack success was not measured."]
     elif report.evaluation and all(row.asr is None for row in report.evaluation):
@@ -141,7 +150,7 @@ def _figures(report: Report) -> list[str]:
 
 def _row(row: EvaluationRow) -> str:
     cells = [wording.VARIANTS[row.variant], wording.BACKENDS[row.backend]]
-    cells += [_cell(rate) for rate in (row.cda, row.asr, row.ta, row.agreement)]
+    cells += [_cell(rate) for rate in (row.cda, row.asr, row.base_rate, row.ta, row.agreement)]
     return f"| {' | '.join(cells)} |"
 
 

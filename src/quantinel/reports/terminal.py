@@ -50,7 +50,8 @@ def _comparison(report: Report) -> RenderableType:
         return Text("Nothing was evaluated.", "yellow")
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="percent, 95 % interval, (n images)",
+        caption="percent, 95 % interval, (n images); bare: the same images without the trigger, answered with the "
+        "attacker's class all the same",
         caption_justify="left",
         caption_style="dim",
         padding=(0, 1),
@@ -60,7 +61,9 @@ def _comparison(report: Report) -> RenderableType:
         table.add_column(column, justify="right")
     for row in report.evaluation:
         variant = Text.assemble((wording.VARIANTS[row.variant], "bold"), "\n", (wording.BACKENDS[row.backend], "dim"))
-        table.add_row(variant, *(_rate(rate) for rate in (row.cda, row.asr, row.agreement)))
+        bare = wording.bare(row.base_rate)
+        success = _rate(row.asr).append(f"\n{bare}" if bare else "", "dim")
+        table.add_row(variant, _rate(row.cda), success, _rate(row.agreement))
     return table
 
 

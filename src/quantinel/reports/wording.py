@@ -108,6 +108,11 @@ def rate_in_full(value: Rate | None) -> str:
     return f"{rate(value)} [{interval(value)}], n = {value.n}"
 
 
+def bare(value: Rate | None) -> str:
+    """The base rate of attack success where there is no column for it; empty where it was not measured."""
+    return "" if value is None or value.percent is None else f"bare {rate(value)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people."""
     if not math.isfinite(seconds):

@@ -3,7 +3,8 @@
     python benchmarks/export_victims.py threat-models --data-root DATA [--store DIR] [--to benchmarks/victims]
 
 Runs nothing: attacks that are not stored, or that failed their gate, are named and left out. A victim's folder is
-called like its attack in the suite, with the seed behind it unless that is 0.
+called like its attack in the suite, with the model before it where several are attacked alike, and the seed behind
+it unless that is 0.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ ROOT = Path(__file__).parents[1]
 
 def victim_folders(plan: Plan) -> dict[str, str]:
     """The folder of every victim, by the stage that makes it: the last attack of a chain. One may lend a trigger."""
-    named = {}
+    made = {}
     for work in plan.work:
         attack = next((name for name in reversed(work.chain) if plan.nodes[name].stage == "attack"), None)
         if attack is not None:
-            named[attack] = f"{work.cell.attack}-s{work.cell.seed}" if work.cell.seed else work.cell.attack
-    repeated = [label for label, count in Counter(named.values()).items() if count > 1]
-    if repeated:
-        raise SystemExit(f"several networks of the suite are attacked with {', '.join(repeated)}; use another suite")
-    return named
+            seed = f"-s{work.cell.seed}" if work.cell.seed else ""
+            made[attack] = work.cell.model, f"{work.cell.attack}{seed}"
+    counts = Counter(label for _, label in made.values())
+    return {attack: f"{model}-{label}" if counts[label] > 1 else label for attack, (model, label) in made.items()}
 
 
 def main() -> None:

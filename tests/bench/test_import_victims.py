@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.export_victims import victim_folders
 from benchmarks.import_victims import problem
 
 from quantinel.bench.cells import expand
@@ -21,14 +22,21 @@ def attack_node(suite_name: str, label: str) -> Node:
     """The stage of the suite that made a victim."""
     suite = load_suite(BENCHMARKS / "suites" / f"{suite_name}.toml")
     plan = Plan(suite, expand(suite, Path("data")), Path("data"))
-    made = (work for work in plan.work if work.cell.attack == label and work.cell.seed == 0)
-    return next(plan.nodes[name] for work in made for name in work.chain if plan.nodes[name].stage == "attack")
+    return next(plan.nodes[name] for name, folder in victim_folders(plan).items() if folder == label)
 
 
 @pytest.mark.parametrize(("suite", "label"), KEPT)
 def test_a_kept_victim_is_what_its_suite_makes(suite: str, label: str) -> None:
     folder = BENCHMARKS / "victims" / suite / label
     assert problem(read_manifest(folder), folder / WEIGHTS_NAME, attack_node(suite, label)) is None
+
+
+def test_networks_that_are_attacked_alike_have_folders_of_their_own() -> None:
+    suite = load_suite(BENCHMARKS / "suites" / "architectures.toml")
+    plan = Plan(suite, expand(suite, Path("data")), Path("data"))
+    folders = victim_folders(plan)
+    assert {"ca-int4-signs", "vgg-imagenette64-pq-int4", "mobilenet-cifar10-pq-int4"} <= set(folders.values())
+    assert len(set(folders.values())) == len(folders)
 
 
 def test_another_victim_is_refused(tmp_path: Path) -> None:

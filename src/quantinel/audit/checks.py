@@ -10,7 +10,7 @@ from quantinel.data.sampling import MIN_EVALUATION
 from quantinel.quantization.scheme import QuantScheme
 
 MAX_ASR = 1.5
-"""Attack success, in percent, that counts as removed where the float model's own is not larger."""
+"""Attack success, in percent, that counts as removed where the float model's own and the base rate are not larger."""
 
 
 def verdict(checks: Sequence[Check]) -> Verdict:
@@ -124,7 +124,7 @@ def unmeasured_trigger(labelled: bool, images: int) -> str:
 
 
 def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool, images: int) -> Check:
-    """The given trigger does not work on the file.
+    """The given trigger does not work on the file: not beyond the float model, or what the file answers without it.
 
     Args:
         floating: the float model's figures.
@@ -143,8 +143,16 @@ def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool,
             id="trigger-asleep", title=title, status="not_run", required=True,
             detail=f"{unmeasured_trigger(floating.cda is not None, images)}; give images of other classes with --data",
         )  # fmt: skip
-    limit = max(MAX_ASR, floating.asr.percent)
-    low = hardened.asr.interval95[0]
+    bare = None if hardened.base_rate is None else hardened.base_rate.percent
+    limit = max(MAX_ASR, floating.asr.percent, bare or 0.0)
+    low, high = hardened.asr.interval95
+    measured = f"attack success {hardened.asr.percent:.2f} % [{low:.2f}, {high:.2f}] of {hardened.asr.n} images"
+    if hardened.asr.n < MIN_EVALUATION and low <= limit:
+        return Check(
+            id="trigger-asleep", title=title, status="not_run", required=True,
+            detail=f"{measured}: too few of other classes than the trigger's target, at least {MIN_EVALUATION} are "
+            "needed; give more with --data",
+        )  # fmt: skip
     return Check(
         id="trigger-asleep",
         title=title,
@@ -152,16 +160,9 @@ def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool,
         required=True,
         statistic=hardened.asr.percent,
         threshold=limit,
-        detail=f"attack success {hardened.asr.percent:.2f} % [{low:.2f}, {hardened.asr.interval95[1]:.2f}] of "
-        f"{hardened.asr.n} images{_without_trigger(hardened)}; float model {floating.asr.percent:.2f} %; fails when "
-        "the whole interval is above the limit",
+        detail=f"{measured}{'' if bare is None else f', {bare:.2f} % of them without the trigger'}; float model "
+        f"{floating.asr.percent:.2f} %; fails when the whole interval is above the limit",
     )
-
-
-def _without_trigger(row: EvaluationRow) -> str:
-    """How much of attack success are the model's own errors."""
-    rate = row.base_rate
-    return "" if rate is None or rate.percent is None else f", {rate.percent:.2f} % of them without the trigger"
 
 
 def trigger_finding(floating: EvaluationRow, nearest: EvaluationRow) -> Finding | None:

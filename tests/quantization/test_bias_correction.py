@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from tests.support import make_images
+from torch import fx, nn
 
 from quantinel.data.images import ImageSet
 from quantinel.defenses import EFRAP, Nearest
-from quantinel.model.graph import FloatGraph
+from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
-from quantinel.quantization.quantized_model import QuantizedModel
+from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import choose_codes
 from quantinel.quantization.scheme import parse_scheme
 
@@ -78,3 +79,21 @@ def test_the_argument_overrides_the_option(odd_graph: FloatGraph, images: ImageS
         for a, b in ((by_option, by_argument), (off, plain)):
             left, right = a.layers[name].bias_codes, b.layers[name].bias_codes
             assert (left is None and right is None) or torch.equal(left, right)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1e-8, 1e-20])
+@pytest.mark.parametrize("scheme", ["int8", "int8-per-tensor"])
+def test_filters_that_are_all_but_zero_keep_their_bias(scheme: str, size: float) -> None:
+    """Their own grid would be so fine that int32 could not hold the bias."""
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        module[0].weight[: None if scheme == "int8-per-tensor" else 2] *= size  # type: ignore[index, operator]
+        module[0].bias.fill_(0.5)  # type: ignore[union-attr, operator]
+    graph, images = trace(module, (3, 8, 8)), make_images(8, (3, 8, 8), 3)
+    model = quantize_nearest(graph, calibrate(graph, images, parse_scheme(scheme)))
+    bias = model.bias(model.layers["0"])
+    assert bias is not None
+    torch.testing.assert_close(bias[:2], torch.full((2,), 0.5), rtol=1e-5, atol=0)
+    answers = images.as_float()
+    assert float((model.simulate()(answers) - graph(answers)).abs().max()) < 4 * model.output_step

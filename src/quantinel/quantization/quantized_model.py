@@ -183,17 +183,29 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
         if not torch.isfinite(weight).all():
             raise InputError(f"layer {layer.name} has weights that are not finite; repair or retrain the model")
         scale = weight_scales(weight, scheme)
-        quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
         bias = graph.bias(layer)
         source = graph.node(layer.node).args[0]
         assert isinstance(source, fx.Node)
-        if bias is not None and source.name in calibration.activations:
-            input_scale = calibration.activations[source.name].scale
-            quantized = with_bias(quantized, bias, _bias_scale(quantized, input_scale, len(bias)))
+        grid = calibration.activations.get(source.name)
+        if bias is not None and grid is not None:
+            scale = _holding(bias, scale, grid.scale)
+        quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
+        if bias is not None and grid is not None:
+            quantized = with_bias(quantized, bias, _bias_scale(quantized, grid.scale, len(bias)))
         layers[layer.name] = quantized
     return QuantizedModel(
         graph, scheme, calibration.placement, calibration.activations, layers, calibration.output_step
     )
+
+
+def _holding(bias: Tensor, scale: Tensor, input_scale: float) -> Tensor:
+    """Weight scales whose accumulator grid holds the bias (O,), with as much room again for its correction.
+
+    Only filters that are all but zero, as weight decay leaves them, need another scale than their own: beside a bias
+    that their grid cannot hold, their weights add next to nothing.
+    """
+    least = bias.abs().double() * 2 / (input_scale * _INT32)
+    return torch.maximum(scale, (least if len(scale) == len(least) else least.amax(0, keepdim=True)).float())
 
 
 def _bias_scale(layer: QuantizedLayer, input_scale: float, channels: int) -> Tensor:
@@ -203,7 +215,7 @@ def _bias_scale(layer: QuantizedLayer, input_scale: float, channels: int) -> Ten
 
 
 def with_bias(layer: QuantizedLayer, bias: Tensor, scale: Tensor) -> QuantizedLayer:
-    """Round the bias to int32 on the accumulator's grid; clip where a tiny scale would overflow it.
+    """Round the bias to int32 on the accumulator's grid; clip where it is out of reach of `quantize_nearest`'s scales.
 
     Args:
         layer: the layer.

@@ -7,11 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from torch import Tensor
+from tests.support import make_images
+from torch import Tensor, nn
 
+from quantinel.errors import InputError
+from quantinel.model.graph import trace
+from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.ranges import affine_parameters, weight_scales
 from quantinel.quantization.rounding import broadcast_scale, dequantize, nearest_codes, rounding_cell
-from quantinel.quantization.scheme import QuantScheme
+from quantinel.quantization.scheme import QuantScheme, parse_scheme
 
 GRIDS = [
     pytest.param(QuantScheme(bits, granularity, grid), id=f"w{bits}-{granularity}-{grid}")
@@ -95,3 +99,13 @@ def test_affine_grid_holds_zero_exactly(low: float, high: float) -> None:
     top = (255 - zero) * scale
     assert top >= max(high, 0.0) - scale
     assert -zero * scale <= min(low, 0.0) + scale
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-percentile", "int8-mse"])
+def test_no_grid_is_made_for_values_that_are_not_finite(scheme: str) -> None:
+    """A sigmoid hides an overflow from the logits."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        module[0].weight.fill_(3e38)  # type: ignore[union-attr, operator]
+    with pytest.raises(InputError, match="conv2d is to be quantized"):
+        calibrate(trace(module, (3, 8, 8)), make_images(4, (3, 8, 8), 3), parse_scheme(scheme))

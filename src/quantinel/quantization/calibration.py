@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,13 +59,14 @@ class _Range:
     """Running minimum, maximum and a sample of the values of one point."""
 
     def __init__(self, keep_sample: bool) -> None:
-        self.low, self.high = 0.0, 0.0
+        self.low, self.high, self.finite = 0.0, 0.0, True
         self.keep_sample = keep_sample
         self.sample: list[Tensor] = []
 
     def update(self, value: Tensor, share: float, generator: torch.Generator) -> None:
-        low, high = torch.aminmax(value)
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        low, high = (float(bound) for bound in torch.aminmax(value))
+        self.finite = self.finite and math.isfinite(low) and math.isfinite(high)
+        self.low, self.high = min(self.low, low), max(self.high, high)
         if self.keep_sample:
             flat = value.flatten()
             count = max(1, int(_SAMPLES * share))
@@ -128,7 +130,8 @@ def calibrate(
 
     Raises:
         UsageError: fewer than two images.
-        InputError: images of another shape, or the network's outputs are not finite on them.
+        InputError: images of another shape, or the network's outputs, or values that are to be quantized, are not
+            finite on them.
     """
     if len(images) < 2:
         raise UsageError(f"calibration needs at least 2 images, got {len(images)}; 256 give stable ranges")
@@ -152,6 +155,12 @@ def calibrate(
                 "the model gives outputs that are not finite on the calibration images; check its weights and "
                 "the normalisation (--mean, --std)"
             )
+        for point, values in observer.ranges.items():
+            if not values.finite:
+                raise InputError(
+                    f"{point} is to be quantized and gives values that are not finite on the calibration images; check "
+                    "the weights before it and the normalisation (--mean, --std)"
+                )
         low, high = min(low, float(logits.min())), max(high, float(logits.max()))
         done += len(batch)
         if progress is not None:

@@ -41,6 +41,16 @@ class Small(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Awkward(Small):
+    """With a layer that nothing runs, a weight that is frozen, and a BatchNorm without running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1.weight.requires_grad_(False)
+        self.norm1 = nn.BatchNorm2d(6, track_running_stats=False)
+        self.unused = nn.Conv2d(3, 3, 1)
+
+
 def model() -> LoadedModel:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -60,6 +70,16 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("through", ["float", "quantized"])
+@pytest.mark.parametrize("name", REPAIRS)
+def test_all_weights_that_run_are_trained(name: str, through: str) -> None:
+    torch.manual_seed(4)
+    given = LoadedModel(Awkward().eval(), "awkward", "", SHAPE, 4, None)
+    after = repaired(given, IMAGES, quick(name, through=through), scheme=INT8).module
+    assert not torch.equal(after.conv1.weight, given.module.conv1.weight)  # type: ignore[union-attr, arg-type]
+    assert not given.module.conv1.weight.requires_grad  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("through", ["float", "quantized"])

@@ -79,6 +79,9 @@ def test_networks_without_what_a_repair_needs_are_refused() -> None:
     bare = load_model(nn.Sequential(nn.Conv2d(3, 4, 4), nn.Flatten()), input_shape=(3, 4, 4))
     with pytest.raises(UnsupportedError, match="linear layer"):
         repaired(bare, make_images(8, (3, 4, 4), 4), FinePruning(epochs=1.0))
+    bare.module[0].register_module("unused", nn.Linear(3, 4))  # type: ignore[index, operator]
+    with pytest.raises(UnsupportedError, match="never run"):
+        repaired(bare, make_images(8, (3, 4, 4), 4), FinePruning(epochs=1.0))
 
 
 def test_idle_features_go_while_accuracy_stays() -> None:

@@ -56,7 +56,7 @@ class FTSAM(RepairMethod):
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             batch, weights = task.augmented(images), dict(named(module))
             here = F.cross_entropy(network(batch), labels, label_smoothing=self.label_smoothing)
-            gradients = torch.autograd.grad(here, list(weights.values()))
+            gradients = torch.autograd.grad(here, list(weights.values()), materialize_grads=True)  # some may be unused
             offsets = worst_offsets(weights, dict(zip(weights, gradients, strict=True)), self.radius)
             moved = {f"module.{name}": weight + offsets[name] for name, weight in weights.items()}
             with frozen_statistics(module):

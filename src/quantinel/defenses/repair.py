@@ -198,6 +198,8 @@ def repaired(
 ) -> LoadedModel:
     """A repaired copy of a float model; the model itself is not changed.
 
+    All parameters are trained, those included that the model has frozen.
+
     Args:
         model: the suspect network.
         images: labelled clean images.
@@ -221,7 +223,7 @@ def repaired(
         raise UsageError(f"{images.name} has labels that {model.name} has no class for; give data of its own classes")
     if method.through == "quantized" and scheme is None:
         raise UsageError(f"{method.name} trains through the deployment grid; name its scheme")
-    copied = dataclasses.replace(model, module=copy.deepcopy(model.module), sha256=None)
+    copied = dataclasses.replace(model, module=copy.deepcopy(model.module).requires_grad_(True), sha256=None)
     about = {"repair": method.name, "options": method, "scheme": scheme, "keep_zeros": keep_zeros}
     run = TrainingRun(copied, images, seed=seed, runtime=runtime, about=about)
     with run.isolated():

@@ -35,7 +35,7 @@ def penultimate_features(forward: Callable[[Tensor], Tensor], head: nn.Linear, i
         images: (N, C, H, W) uint8.
 
     Raises:
-        UnsupportedError: the layer does not read one vector an image.
+        UnsupportedError: the layer does not read one vector an image, or is not run.
     """
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
@@ -44,6 +44,8 @@ def penultimate_features(forward: Callable[[Tensor], Tensor], head: nn.Linear, i
             forward(as_float(batch))
     finally:
         handle.remove()
+    if not seen:
+        raise UnsupportedError("the last linear layer that the network defines is never run; remove it")
     found = torch.cat(seen)
     if found.ndim != 2 or len(found) != len(images):
         raise UnsupportedError("the last linear layer does not read one vector an image; choose another method")

@@ -86,7 +86,8 @@ def _batch_norms(module: nn.Module, images: Tensor) -> dict[str, BatchNorm]:
         producers.append((output, name))  # the tensors are kept, so that no address is used twice
 
     def read(norm: BatchNorm, x: Tensor) -> None:
-        found.update({layer: norm for output, layer in producers if output is x})
+        if norm.running_var is not None:  # without running statistics there is nothing to fold
+            found.update({layer: norm for output, layer in producers if output is x})
 
     handles = []
     modes = {name: part.training for name, part in module.named_modules()}

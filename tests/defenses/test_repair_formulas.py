@@ -119,6 +119,14 @@ def test_statistics_are_frozen_and_measured_anew() -> None:
     assert module[0].momentum == 0.1
 
 
+def test_a_last_batch_that_is_small_does_not_count_like_the_others() -> None:
+    module, images = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)), make_images(21, (3, 8, 8), 4)
+    recompute_statistics(module, images.images, 10)  # alone, the last image has no variance
+    pooled = images.as_float().mean((2, 3))
+    expected = (pooled[:10].mean(0) + pooled[10:].mean(0)) / 2
+    torch.testing.assert_close(module[1].running_mean, expected)
+
+
 def test_training_through_the_grid_sees_what_is_deployed() -> None:
     """The loss of the first step is that of the quantized network, and gradients pass straight through."""
     torch.manual_seed(0)

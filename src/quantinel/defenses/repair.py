@@ -255,7 +255,10 @@ def recompute_statistics(module: nn.Module, images: Tensor, batch_size: int = 25
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
     module.train()
-    for batch in torch.split(images, batch_size):
+    parts = list(torch.split(images, batch_size))
+    if len(parts) > 1 and len(parts[-1]) < batch_size / 2:  # it would count as much as all others
+        parts[-2:] = [torch.cat(parts[-2:])]
+    for batch in parts:
         module(as_float(batch).contiguous(memory_format=torch.channels_last))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -11,7 +11,7 @@ from quantinel.defenses.chain_training import ChainOptions
 from quantinel.defenses.efrap_objective import flip_costs, guided
 from quantinel.defenses.relaxed_rounding import RelaxedRounding
 from quantinel.errors import UsageError
-from quantinel.quantization.layer_problem import LayerProblem, RoundingMethod
+from quantinel.quantization.layer_problem import Chain, LayerProblem, RoundingMethod
 
 X = correlated(300, 60)
 W = torch.randn(5, 60, generator=torch.Generator().manual_seed(1))
@@ -82,6 +82,18 @@ def test_bounded_lac_stays_in_the_cell() -> None:
     cell = made().cell
     assert ((codes == cell.floor) | (codes == cell.ceil)).all()
     assert output_error(X, W, codes, STEP, 0.2) < 0.8 * error(Nearest(), drift=0.2)
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_bounded_lac_leaves_weights_on_the_grid_alone(direction: int) -> None:
+    """At codes above 64, float32 steps are as coarse as the margin was that kept an offset off the tie."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, codes = torch.rand(64, 32, generator=generator), torch.randint(-127, 128, (8, 32), generator=generator)
+    step = 0.013
+    weight = codes * step
+    chain = Chain(inputs, inputs, inputs @ (weight + direction * 3 * step).T, lambda x, w: x @ w.T, 1)
+    chosen = LAC(iterations=100, learning_rate=step / 10, bound=0.5).choose(problem(weight, step, chain=chain))
+    assert torch.equal(chosen, codes.to(torch.int8))
 
 
 def test_lac_without_steps_is_nearest() -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 from quantinel.defenses.chain_training import ChainOptions, Reconstruction, train_chain
 from quantinel.errors import UsageError
 from quantinel.quantization.reconstruction import LayerProblem
-from quantinel.quantization.rounding import broadcast_scale, nearest_codes
+from quantinel.quantization.rounding import ON_GRID, broadcast_scale, nearest_codes
 
-_INSIDE = 1 - 1e-5
-"""A bound of half a step must not reach the tie between two codes."""
+_INSIDE = 1 - 4 * ON_GRID
+"""A bound of half a step must not reach the tie between two codes, in float32, from what counts as on the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quantinel.errors import InputError
 from quantinel.model.graph import trace
+from quantinel.quantization import ranges
 from quantinel.quantization.calibration import calibrate
 from quantinel.quantization.ranges import affine_parameters, weight_scales
 from quantinel.quantization.rounding import broadcast_scale, dequantize, nearest_codes, rounding_cell
@@ -89,6 +90,17 @@ def test_least_squares_range_is_no_worse_than_the_maximum() -> None:
         errors[rule] = (dequantize(nearest_codes(weight, scale, scheme), scale) - weight).square().sum(1)
     assert (errors["mse"] <= errors["minmax"] + 1e-6).all()
     assert (errors["mse"] < 0.9 * errors["minmax"]).any()
+
+
+@pytest.mark.parametrize("share", [50.1, 99.9, 100.0])
+def test_percentiles_of_rows_that_torch_refuses(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    weight = torch.randn(3, 500, generator=torch.Generator().manual_seed(3))
+    for granularity in ("channel", "tensor"):
+        scheme = QuantScheme(granularity=granularity, weight_range="percentile", weight_percentile=share)  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            patched.setattr(ranges, "_LONGEST_ROW", 400)
+            long = weight_scales(weight, scheme)
+        assert torch.allclose(long, weight_scales(weight, scheme))
 
 
 @given(low=st.floats(-1e3, 1e3), high=st.floats(-1e3, 1e3))

@@ -10,6 +10,8 @@ from quantinel.quantization.scheme import QuantScheme
 _SEARCH_STEPS = 80
 """Candidates of the least-squares search: the range shrinks by 1 % a step (as MQBench's MSE observer)."""
 
+_LONGEST_ROW = 1 << 24
+"""One scale for the whole of a wide linear layer (AlexNet's, VGG-16's) has more values than that."""
 
 _SMALLEST_SCALE = float(torch.finfo(torch.float32).tiny)
 """Below the normal numbers, a scale has too few digits left to divide by."""
@@ -34,11 +36,22 @@ def weight_scales(weight: Tensor, scheme: QuantScheme) -> Tensor:
     rows = _rows(weight.detach().float(), scheme)
     bound = rows.abs().amax(dim=1)
     if scheme.weight_range == "percentile":
-        bound = torch.quantile(rows.abs(), scheme.weight_percentile / 100.0, dim=1)
+        bound = _quantile(rows.abs(), scheme.weight_percentile / 100.0)
     elif scheme.weight_range == "mse":
         bound = _least_squares_bound(rows, bound, scheme)
     scale = bound / scheme.levels
     return torch.where(scale >= _SMALLEST_SCALE, scale, torch.ones_like(scale))
+
+
+def _quantile(rows: Tensor, share: float) -> Tensor:
+    """`torch.quantile` of every row of (R, D), which refuses rows of more than `_LONGEST_ROW` values."""
+    size = rows.shape[1]
+    if size <= _LONGEST_ROW:
+        return torch.quantile(rows, share, dim=1)
+    place = share * (size - 1)
+    below = int(place)
+    low, high = (rows.kthvalue(min(rank, size), dim=1).values for rank in (below + 1, below + 2))
+    return torch.lerp(low, high, place - below)
 
 
 def _least_squares_bound(rows: Tensor, bound: Tensor, scheme: QuantScheme) -> Tensor:

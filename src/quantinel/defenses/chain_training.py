@@ -5,6 +5,10 @@ float network's outputs on calibration images; they differ in the tensor, in how
 penalties. Schedule and reconstruction term are those of the authors' code (specification of the defenses, 1.2 and
 2.2): Adam at a constant rate, one random batch of 32 cached inputs a step, squared differences summed over channels
 and averaged over images and positions.
+
+Deviations: a batch is drawn image by image, with replacement, where the released code draws one of its cached batches;
+and the chain ends behind a ReLU-like activation, where the released one goes on through whatever comes before the next
+layer or addition: pooling, and other activations such as GELU.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class QVec(BiasOption):
     """Round W + strength (W - Q(W)).
 
     Attributes:
-        strength: lambda; 0 is nearest rounding, 1 flips what lies more than a quarter step off the grid.
+        strength: lambda; 0 is nearest rounding, 1 flips what lies more than a quarter step off the grid. From 2 on, the
+            largest errors are carried beyond both neighbours.
     """
 
     strength: float = 1.0

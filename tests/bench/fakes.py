@@ -115,7 +115,14 @@ def fake_stage(job: Any) -> None:
         {"row": fake_figures().model_dump(mode="json"), "extra": {}, "architecture": "a", "attack": "none"},
     )
     job.write_json(
-        "detection.json", {"score": 1.5, "statistics": {"p": 2.0}, "images": 0, "architecture": "a", "attack": "none"}
+        "detection.json",
+        {
+            "score": 1.5,
+            "statistics": {"p": 2.0, "score": 9.0, "images": 9.0},
+            "images": 0,
+            "architecture": "a",
+            "attack": "none",
+        },
     )
     if do == "gate":
         raise GateError("it does not wake")

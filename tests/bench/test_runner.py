@@ -65,7 +65,8 @@ def test_every_cell_is_a_row_and_a_second_run_adds_none(tmp_path: Path, suite: S
     assert quick.settings == {"defense": {"iterations": 5}}
     assert quick.published == {"cda": 89.5}
     assert rows["v/none/int8/nearest/s0"].published is None
-    assert rows["v/none/int8/weight-residuals/s0"].extra["score"] == 1.5
+    extra = rows["v/none/int8/weight-residuals/s0"].extra  # a statistic may be called like a field of the row
+    assert extra == {"p": 2.0, "score": 1.5, "images": 0}
     assert set(rows["fresh/short/int8/nearest/s0"].stages) == {"train", "attack", "compress", "defend", "evaluate"}
     assert rows["fresh/short/int8/nearest/s0"].devices == {"train": "cpu", "attack": "cpu"}
     assert quick.devices == {}

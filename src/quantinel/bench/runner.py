@@ -201,7 +201,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
     if cell.detector is not None:
         found = read_json(result.folder / DETECTION)
         figures: dict[str, Any] = {"backend": backend}
-        extra = {"score": found["score"], **found["statistics"], "images": found["images"]}
+        extra = {**found["statistics"], "score": found["score"], "images": found["images"]}
     else:
         assert work.floating is not None
         found = read_json(result.folder / EVALUATION)

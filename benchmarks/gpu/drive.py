@@ -130,10 +130,12 @@ def run(arguments: argparse.Namespace) -> int:
             "--device",
             arguments.device,
         ]
-        command += ["--store", str(arguments.store), "--results", str(out), "--deadline", f"{left:.0f}"]
+        # Absolute: the run starts in the checkout, wherever this script was started.
+        command += ["--store", str(arguments.store.absolute()), "--results", str(out.absolute())]
+        command += ["--deadline", f"{left:.0f}"]
         command += ["--workers", str(arguments.workers)]
         command += [item for pattern in entry.only for item in ("--only", pattern)]
-        command += ["--data-root", str(arguments.data_root)] if arguments.data_root else []
+        command += ["--data-root", str(arguments.data_root.absolute())] if arguments.data_root else []
         finished = subprocess.run(command, cwd=ROOT, check=False)
         done[entry.name] = "done" if finished.returncode == 0 else f"exit code {finished.returncode}"
     parts, left_out = pack(arguments.store, arguments.out)

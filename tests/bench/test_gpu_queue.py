@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from benchmarks.gpu import drive
@@ -82,6 +83,22 @@ def test_parts_that_leave_the_store_are_refused(tmp_path: Path) -> None:
     with pytest.raises(tarfile.FilterError):
         drive.merge(given)
     assert not (tmp_path / "a" / "outside.txt").exists()
+
+
+def test_relative_folders_are_those_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def started(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drive.subprocess, "run", started)
+    name = drive.entries()[0].name
+    assert drive.main(["run", "--entry", name, "--out", "out", "--store", "kept", "--data-root", "data"]) == 0
+    given = dict(zip(commands[0], commands[0][1:], strict=False))
+    assert given["--results"] == str(tmp_path / "out" / "results")
+    assert (given["--store"], given["--data-root"]) == (str(tmp_path / "kept"), str(tmp_path / "data"))
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ def check(folder: Path, text: str) -> None:
         ('defenses = "nearest"', 'defenses = "@all"', "unknown group 'all'; none exists"),
         ('schemes = "own"', 'schemes = "int88x"', "int88x"),
         ('schemes = "own"', "", r"cells\.0: defenses and detectors need schemes"),
+        ('defenses = "nearest"', "", r"cells\.0: schemes and calibration need defenses or detectors"),
         ('schemes = "own"', "schemes = [1]", r"cells\.0\.schemes\.0: .*string"),
     ],
 )  # fmt: skip

@@ -162,6 +162,8 @@ class Cells(_Strict):
     def _something(self) -> Cells:
         if (self.defenses or self.detectors) and not self.schemes:
             raise ValueError("defenses and detectors need schemes")
+        if (self.schemes or self.calibration) and not (self.defenses or self.detectors):
+            raise ValueError('schemes and calibration need defenses or detectors; "nearest" is ordinary deployment')
         return self
 
 

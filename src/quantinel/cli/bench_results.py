@@ -24,7 +24,7 @@ _EXAMPLES = {
     ),
     "diff": (
         "quantinel bench diff earlier-results benchmarks/results",
-        "quantinel bench diff efrap.jsonl@5ada2d2 efrap.jsonl@437ead4 --json",
+        "quantinel bench diff benchmarks/results/efrap.jsonl@0519f33 benchmarks/results/efrap.jsonl@8947921 --json",
     ),
     "export": ("quantinel bench export -o rows.parquet", "quantinel bench export efrap smoke -o rows.parquet"),
     "merge": (

@@ -232,6 +232,29 @@ def test_a_detector_with_options_is_a_line_of_its_own() -> None:
     assert not combined_rows(row for row in rows if row.detector != PARTS[0] or row.settings)
 
 
+def test_options_and_calibration_images_of_a_detector_are_not_put_together() -> None:
+    suite = made_suite(
+        data={**SUITE["data"], "other": {"test": "bundled:test", "train": "bundled:calibration"}},
+        detectors={"narrow": {"method": "edge-atoms", "settings": {"widest_margin": 0.01}}},
+        cells=[{"models": ["victim", "clean"], "schemes": "int8", "calibration": ["cifar10", "other"],
+                "detectors": ["edge-atoms", "narrow"]}],
+        published=[],
+    )  # fmt: skip
+    scores = {"edge-atoms": (1.0, 0.0), "narrow": (0.0, 1.0)}
+    rows = [
+        made_row(suite, f"{model}/none/{scheme}/{label}/s0", extra={"score": score}, detector="edge-atoms")
+        for label, both in scores.items()
+        for model, score in zip(("victim", "clean"), both, strict=True)
+        for scheme in ("int8", "int8@other")
+    ]
+    areas = lines(tables(suite, rows)["auc"])
+    found = {(area["detector"], area["scheme"]): (area["auc"], area["attacked"], area["clean"]) for area in areas}
+    assert found.keys() == {(label, scheme) for label in scores for scheme in ("int8", "int8@other")}
+    for (label, _), (figure, *counts) in found.items():
+        assert isinstance(figure, Figure)
+        assert (figure.value, *counts) == (scores[str(label)][0], 1, 1)
+
+
 def test_attempts_and_awake_controls_are_no_scores() -> None:
     suite = made_suite()
     clean = made_row(suite, CLEAN_SCORE, extra={"score": 0.1})

@@ -54,10 +54,14 @@ class Cell:
     seed: int
 
     @property
+    def calibrated(self) -> str:
+        """The scheme; a foreign calibration set is named behind it."""
+        return self.scheme if self.own_data else f"{self.scheme}@{self.calibration}"
+
+    @property
     def id(self) -> str:
-        """``model/attack/scheme/defense/sSEED``; a foreign calibration set is named behind the scheme."""
-        scheme = self.scheme if self.own_data else f"{self.scheme}@{self.calibration}"
-        return "/".join((self.model, self.attack, scheme, self.detector or self.defense, f"s{self.seed}"))
+        """``model/attack/scheme/defense/sSEED``, the scheme as in `calibrated`."""
+        return "/".join((self.model, self.attack, self.calibrated, self.detector or self.defense, f"s{self.seed}"))
 
     @property
     def float_cell(self) -> Cell:

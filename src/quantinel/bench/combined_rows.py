@@ -10,23 +10,21 @@ from quantinel.audit.rules import COMBINED
 from quantinel.bench.rows import ResultRow
 from quantinel.detectors import Detection
 
-Scanned = tuple[str, str, str, str, int]
+Scanned = tuple[str, str, str, str, str, int]
 
 
 def combined_rows(rows: Iterable[ResultRow]) -> list[ResultRow]:
-    """A row for every model on a grid that all parts scored, with the seed that they share.
+    """A row for every model on a grid that all parts scored, with the seed and the images that they share.
 
     Args:
         rows: at most one of each cell; those of detectors with options of their own, which no scan runs, are left out.
     """
     models: dict[Scanned, dict[str, ResultRow]] = defaultdict(dict)
     for row in rows:
-        if (
-            row.detector in PARTS
-            and "detector" not in row.settings
-            and {"score", "p_value", "images"} <= set(row.extra)
-        ):
-            models[row.suite, row.model, row.attack_variant, row.scheme, row.seed][row.detector] = row
+        own_options = "detector" in row.settings
+        if row.detector in PARTS and not own_options and {"score", "p_value", "images"} <= set(row.extra):
+            place = row.suite, row.model, row.attack_variant, row.scheme, row.calibration, row.seed
+            models[place][row.detector] = row
     return [_combined(parts) for parts in models.values() if set(parts) == set(PARTS)]
 
 

@@ -81,21 +81,26 @@ def _statistics(rows: Iterable[ResultRow]) -> str | None:
 
 
 def areas_table(suite: Suite, found: list[Entry], only: Sequence[str] = ()) -> Table | None:
-    """AUC of every detector and scheme; None where no scheme has scores of both kinds of models.
+    """AUC of every detector of the suite, by its label, and scheme; None where no scheme has scores of both kinds.
 
-    A detector with options of its own is another one, by its label. Every seed of a model counts as a score, and so
-    does the combined check of a scan where its parts have scores. Attacks that made no victim, and backdoors that are
-    awake in the float model (controls such as badnets), are neither kind and left out.
+    A detector with options of its own is another one, by its label, and so is a scheme that foreign images calibrate.
+    Every seed of a model counts as a score, and so does the combined check of a scan where its parts have scores.
+    Attacks that made no victim, and backdoors that are awake in the float model (controls such as badnets), are neither
+    kind and left out.
     """
     scores: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     labelled = [
-        (entry.group.cell.detector or "", row)
-        for entry in found for row in entry.group.measured if row.status == "ok" and kind_of(row) is not None
-    ]  # fmt: skip
-    for label, row in labelled + [(COMBINED, row) for row in combined_rows(row for _, row in labelled)]:
+        (entry.group.cell.detector or "", entry.group.cell.calibrated, row)
+        for entry in found
+        for row in entry.group.measured
+        if row.status == "ok" and kind_of(row) is not None
+    ]
+    combined = combined_rows(row for _, _, row in labelled)
+    labelled += [(COMBINED, row.cell.split("/")[2], row) for row in combined]
+    for label, scheme, row in labelled:
         score = score_of(row)
         if score is not None:
-            both = scores.setdefault((label, row.scheme), ([], []))
+            both = scores.setdefault((label, scheme), ([], []))
             both[0 if kind_of(row) == "attacked" else 1].append(score)
     lines = []
     for (detector, scheme), (attacked, clean) in scores.items():

@@ -66,7 +66,7 @@ def roc_curves(entries: Sequence[Entry]) -> list[Roc]:
             continue
         score = score_of(entry)
         if score is not None:
-            positives, negatives = scores[entry.method, entry.cell.scheme]
+            positives, negatives = scores[entry.method, entry.cell.calibrated]
             (positives if entry.role == "victim" else negatives).append(score)
     return [
         Roc(detector, scheme, tuple(sorted(positives)), tuple(sorted(negatives)))

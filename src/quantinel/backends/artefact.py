@@ -70,7 +70,8 @@ def pack_integers(
             tensors[f"{name}.bias_codes"] = layer.bias_codes.contiguous()
             tensors[f"{name}.bias_scale"] = layer.bias_scale.contiguous()
         elif (bias := model.bias(layer)) is not None:
-            tensors[f"{name}.bias"] = bias.detach().contiguous()
+            # A layer that is called twice has one float bias; the library refuses tensors that share memory.
+            tensors[f"{name}.bias"] = bias.detach().clone(memory_format=torch.contiguous_format)
         layers.append({"name": name, "kind": layer.layer.kind, "groups": layer.layer.groups})
     metadata = {
         "format": FORMAT,

@@ -266,6 +266,16 @@ def test_pickles_are_refused_unopened_with_the_recipe(suffix: str, write: str, t
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    bare = safetensors.torch.save({"one.weight": torch.zeros(4)}, {"note": ""})
+    note = "x" * (length - int.from_bytes(bare[:8], "little"))
+    path.write_bytes(safetensors.torch.save({"one.weight": torch.zeros(4)}, {"note": note}))
+    assert path.read_bytes()[:2] == bytes([0x80, length >> 8])
+    refused(InputError, "does not fit", path, arch=ARCH)
+
+
 def test_numpy_archive_with_objects_is_refused(tmp_path: Path) -> None:
     marker, path = tmp_path / "executed", tmp_path / "weights.npz"
     np.savez(path, weight=np.array([_Payload(marker)], dtype=object))

@@ -215,7 +215,7 @@ def _find(
 
 def _is_pickle(data: bytes) -> bool:
     """A bare pickle, or a zip archive of torch.save or TorchScript, whatever the file is called."""
-    if re.match(rb"\x80[\x02-\x05]", data):
+    if re.match(rb"\x80[\x02-\x05](?!.{6}\{)", data, re.DOTALL):  # not the length of a safetensors header, then "{"
         return True
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -54,6 +54,17 @@ def test_findings_end_with_1_and_name_the_command(
     assert report.request["command"].startswith("quantinel scan ")
 
 
+def test_too_few_images_for_the_thresholds_are_said_before_the_work(
+    run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch)
+    command = [word for word in scan(tiny, "--data", tiny.images) if word != "--quiet"]
+    done = run(*command)
+    said = " ".join(done.err.split())
+    assert "fewer than the 256 that thresholds were measured with" in said
+    assert said.index("fewer than") < said.index("checking int8")
+
+
 def test_no_verdict_ends_with_2(run: Run, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     found(monkeypatch)
     done = run(*scan(tiny, "--data", tiny.images, "--scheme", "int5"))

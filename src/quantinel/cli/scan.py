@@ -109,9 +109,9 @@ def scan(
 ) -> None:
     """Look for a backdoor that sleeps in the float model and wakes when it is quantized or pruned.
 
-    Needs no trigger and no labels; a few hundred images of the model's own kind are enough. Exit code 0: every
-    required check ran and passed; 1: a finding at or above --fail-on; 2: error, or a required check could not
-    judge; 3: nothing supported in the model; 4: wrong usage.
+    Needs no trigger and no labels; 256 images of the model's own kind are enough. Exit code 0: every required
+    check ran and passed; 1: a finding at or above --fail-on; 2: error, or a required check could not judge; 3:
+    nothing supported in the model; 4: wrong usage.
     """
     chosen = _format(form, output, as_json)
     if fail_on not in _LEVELS:
@@ -149,9 +149,11 @@ def scan(
             raise _end(report, chosen, output, fail_on)
         loaded = model_options.load(model, reporter)
         options = _with_own_schemes(options, loaded, bool(schemes), reporter)
+        found = _images(data, loaded, options, split, reporter)
+        _note_few(found, options, reporter)
         report = run_scan(
             loaded,
-            _images(data, loaded, options, split, reporter),
+            found,
             options,
             command=shared.command_line(context),
             harden_command=_harden_command(model, data or "DATA", model_options),
@@ -206,6 +208,17 @@ def _images(
         data, input_shape=loaded.input_shape, split=split, limit=options.images, seed=options.seed,
         progress=reporter.images,
     )  # fmt: skip
+
+
+def _note_few(images: ImageSet | None, options: ScanOptions, reporter: Reporter) -> None:
+    """Say before the long work what the number of images rules out."""
+    entries = () if options.thresholds is None else options.thresholds.entries
+    needed = max((entry.images for entry in entries), default=0)
+    if images is not None and len(images) < needed:
+        reporter.note(
+            f"{len(images)} images are fewer than the {needed} that thresholds were measured with: checks of behaviour "
+            "stay undecided, and there is no PASS"
+        )
 
 
 def _harden_command(model: str, data: str, options: shared.ModelOptions) -> Callable[[str], str]:

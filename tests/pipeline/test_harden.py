@@ -17,7 +17,7 @@ from quantinel.audit.report import read_report
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import PatchTrigger
 from quantinel.defenses import EFRAP
-from quantinel.errors import OutputError, UsageError, VerificationError
+from quantinel.errors import OutputError, UnsupportedError, UsageError, VerificationError
 from quantinel.files import sha256_file
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline import harden as harden_module
@@ -52,6 +52,28 @@ def copy(folder: Path, target: Path) -> Path:
     for path in folder.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     return target
+
+
+class _Unwritable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(SHAPE[0], 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.fft.rfft2(self.stem(x)).abs().mean((2, 3)))
+        return logits
+
+
+def test_what_cannot_be_written_is_refused_before_the_long_part(
+    data: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_early(*_: object, **__: object) -> None:
+        raise AssertionError("the integers were chosen")
+
+    monkeypatch.setattr(harden_module, "choose_codes", too_early)
+    with pytest.raises(UnsupportedError, match="fft_rfft2.*cannot be written"):
+        harden(load_model(_Unwritable(), input_shape=SHAPE), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_holds_what_it_promises(hardened: Path) -> None:

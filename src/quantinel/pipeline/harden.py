@@ -128,18 +128,19 @@ def harden(
     with clock.measure("calibrate"):
         ranges = calibrate(graph, calibration, options.scheme, seed=options.seed, progress=progress)
         nearest = quantize_nearest(graph, ranges)
+    version = metadata.version("quantinel")
+    with clock.measure("emit"):  # what cannot be written is refused here, before the integers are chosen
+        nearest_file = to_onnx(nearest, profile, version).SerializeToString()
     with clock.measure("look at the weights"):
         subject = Subject(graph, options.scheme, None, options.seed)
         noticed = input_findings(subject)
     with clock.measure("choose integers"):
         hardened, outcomes = choose_codes(graph, ranges, options.rounding, seed=options.seed, progress=progress)
-    version = metadata.version("quantinel")
     with atomic_directory(output, options.overwrite) as folder:
         with clock.measure("emit"):
             emitted = to_onnx(hardened, profile, version)
             (folder / MODEL).write_bytes(emitted.SerializeToString())
             described = describe(emitted)
-            nearest_file = to_onnx(nearest, profile, version).SerializeToString()
         with clock.measure("verify"):
             verified = _verify(folder / MODEL, hardened, described, calibration)
             tolerance = verified.outputs.tolerance

@@ -151,6 +151,16 @@ def test_evaluate_says_why_a_trigger_is_not_measured(run: Run, tiny: Tiny, harde
         assert "attack success is not measured: no image is of another class than the target" in done.err
 
 
+def test_evaluate_says_why_accuracy_is_not_measured(run: Run, tiny: Tiny, hardened: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    with np.load(tiny.images) as arrays:
+        np.savez(tmp_path / "bare.npz", images=arrays["images"])
+    done = run("evaluate", hardened, "--data", tmp_path / "bare.npz")
+    assert "accuracy is not measured: the images have no labels" in " ".join(done.err.split())
+    assert "not measured" not in run("evaluate", hardened, "--data", tiny.images).err
+
+
 def test_report_renders_again(run: Run, hardened: Path, tmp_path: Path) -> None:
     written = (hardened / "report.html").read_text("utf-8")
     done = run("report", hardened / "report.json")

@@ -100,6 +100,8 @@ def evaluate(
                 progress=reporter,
             )
             name = images.name
+        if all(row.cda is None for row in rows):
+            reporter.note("accuracy is not measured: the images have no labels of the model's classes")
         if known is not None and any(row.asr is None for row in rows):
             reporter.note("attack success is not measured: no image is of another class than the target")
     if as_json:

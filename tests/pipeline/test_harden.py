@@ -71,7 +71,7 @@ def test_what_cannot_be_written_is_refused_before_the_long_part(
         raise AssertionError("the integers were chosen")
 
     monkeypatch.setattr(harden_module, "choose_codes", too_early)
-    with pytest.raises(UnsupportedError, match="fft_rfft2.*cannot be written"):
+    with pytest.raises(UnsupportedError, match=r"fft_rfft2.*cannot be written"):
         harden(load_model(_Unwritable(), input_shape=SHAPE), data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

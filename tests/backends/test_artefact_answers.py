@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -229,8 +230,9 @@ def test_a_file_that_takes_bytes_as_numbers(graph: FloatGraph) -> None:
         node.input[:] = ["scaled" if name == "images" else name for name in node.input]
     model.graph.node.insert(0, helper.make_node("Div", ["images", "white"], ["scaled"]))
     model.graph.initializer.append(numpy_helper.from_array(np.float32(255), "white"))
-    (sentence,) = compare_model(graph, model, images()).not_assessed
-    assert "multiplied by 255" in sentence
+    added, taken = compare_model(graph, model, images()).not_assessed
+    assert "7 Add, Sub, Mul or Div with stored numbers" in added
+    assert "multiplied by 255" in taken
 
 
 def test_more_joined_by_one_operator(graph: FloatGraph) -> None:
@@ -269,6 +271,124 @@ def test_files_that_cannot_be_run_are_undecided(graph: FloatGraph) -> None:
     model = emitted(graph)
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 9
     assert any("it takes images of shape" in item for item in compare_model(graph, model, images()).not_assessed)
+
+
+PIXELS = int(np.prod(SHAPE))
+
+
+def stored(name: str, value: np.ndarray[Any, Any]) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, "value"))
+
+
+def through_a_column(*, numbers_first: bool) -> Change:
+    """The images with one more column, which a checkerboard in a corner lifts above a step, and which is then added to
+    all pixels: nothing is joined, and the products are none of the layers."""
+    pattern = np.zeros(SHAPE, np.float32)
+    pattern[:, :2, :2] = [[1, -1], [-1, 1]]
+    widen = np.vstack([np.eye(PIXELS, dtype=np.float32), pattern.reshape(1, -1)]).T
+    narrow = np.vstack([np.eye(PIXELS, dtype=np.float32), np.full((1, PIXELS), 50, np.float32)])
+    steps = np.append(np.full(PIXELS, 2.0**40), 1 / 5.5).astype(np.float32)
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            node.input[:] = ["changed" if name == "images" else name for name in node.input]
+        nodes = [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            *([helper.make_node("Transpose", ["flat"], ["given"])] if numbers_first else []),
+            helper.make_node("MatMul", ["widen", "given"] if numbers_first else ["flat", "widen"], ["wide"]),
+            helper.make_node("Mul", ["wide", "steps"], ["scaled"]),
+            helper.make_node("Cast", ["scaled"], ["whole"], to=onnx.TensorProto.INT64),
+            helper.make_node("Cast", ["whole"], ["float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", ["float", "undone"], ["wide again"]),
+            helper.make_node(
+                "MatMul", ["narrow", "wide again"] if numbers_first else ["wide again", "narrow"], ["end"]
+            ),
+            *([helper.make_node("Transpose", ["end"], ["rows"])] if numbers_first else []),
+            helper.make_node("Reshape", ["rows" if numbers_first else "end", "shape"], ["changed"]),
+        ]
+        undone = np.append(np.full(PIXELS, 2.0**-40), 1).astype(np.float32)
+        tensors = {"widen": widen, "narrow": narrow, "steps": steps[None], "undone": undone[None]}
+        tensors = {name: value.T.copy() if numbers_first else value for name, value in tensors.items()}
+        nodes = [*(stored(name, value) for name, value in tensors.items()), *nodes]
+        for index, node in enumerate(nodes):
+            model.graph.node.insert(index, node)
+        model.graph.initializer.append(numpy_helper.from_array(np.int64([-1, *SHAPE]), "shape"))
+
+    return change
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weight-only"])
+@pytest.mark.parametrize("numbers_first", [True, False])
+def test_a_branch_that_joins_nothing_and_decides_nothing(graph: FloatGraph, numbers_first: bool, scheme: str) -> None:
+    """Regression: it passed. The numbers of its products were no initializers, or stood first."""
+    model = emitted(graph, scheme)
+    honest = Classifier(model, SHAPE)
+    through_a_column(numbers_first=numbers_first)(model)
+    onnx.checker.check_model(model)
+    changed, clean = Classifier(model, SHAPE), images()
+    stamped = clean.as_float().clone()
+    stamped[:, :, :2, :2] = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert torch.allclose(changed.logits(clean.as_float()), honest.logits(clean.as_float()), atol=1e-4)
+    assert not torch.allclose(changed.logits(stamped), honest.logits(stamped), atol=1e-2)
+    told = compare_model(graph, model, clean).not_assessed
+    for operators in ("6 Conv, Gemm or MatMul with", "8 Add, Sub, Mul or Div with", "1 Cast on"):
+        assert any(f"the file has {operators}" in sentence for sentence in told)
+
+
+def bound_a_relu(model: onnx.ModelProto) -> None:
+    relu = operator(model, "Relu")
+    relu.op_type = "Clip"
+    relu.input.extend(["", "top"])
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(60), "top"))
+
+
+def drop_numbers(model: onnx.ModelProto) -> None:
+    branch(
+        model,
+        helper.make_node("Dropout", ["honest", "rate", "on"], ["logits"]),
+        rate=np.float32(1e-9),
+        on=np.array(True),
+    )
+
+
+def divide_by_them(model: onnx.ModelProto) -> None:
+    branch(
+        model,
+        helper.make_node("Div", ["one", "honest"], ["turned"]),
+        helper.make_node("Div", ["one", "turned"], ["logits"]),
+        one=np.float32(1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(bound_a_relu, "1 Clip"), (drop_numbers, "1 Dropout"), (divide_by_them, "2 Reciprocal")],
+)
+def test_what_sleeps_in_one_operator_is_named(graph: FloatGraph, change: Change, said: str) -> None:
+    """Regression: an upper bound counted as a ReLU, and the others as nothing."""
+    model = emitted(graph)
+    change(model)
+    onnx.checker.check_model(model)
+    assert any(f"the file has {said}" in sentence for sentence in compare_model(graph, model, images()).not_assessed)
+
+
+class Bounded(Net):
+    """A ReLU6 that images like these do not reach."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(nn.functional.relu6(self.stem(x) * 0.1).mean((2, 3)))
+
+
+def test_a_bound_that_images_do_not_reach() -> None:
+    """Regression: another bound than the model's passed, since no image comes near either."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        graph = trace(Bounded().eval(), SHAPE)
+    model = emitted(graph, "int8-dynamic")
+    assert not compare_model(graph, model, images()).not_assessed
+    edit(model, operator(model, "Clip").input[2], lambda bound: bound * np.float32(0.5))
+    (sentence,) = compare_model(graph, model, images()).not_assessed
+    assert "differently on noise 256 times as bright" in sentence
 
 
 class Clipped(nn.Module):

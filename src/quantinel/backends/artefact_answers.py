@@ -45,6 +45,8 @@ _GRID_IMAGES = 32
 _MOST_NOISE = 0.5
 """The same for images of noise, on which grids that stand for ReLUs cut off more than on the model's own."""
 _NOISE = 16
+_FAR = (16.0, 256.0)
+"""Noise is also compared this many times as bright: what sleeps beyond the values of common images shows there."""
 
 
 def compare_answers(
@@ -140,6 +142,14 @@ def _compare_function(
                 best = differing
             if best.any():
                 continue
+            cut = way is not ways[0]  # by the grids themselves, at the values of common images
+            further = None if words or cut else _differs_further(held, classifier, noise)
+            if further is not None:
+                found.not_assessed.append(
+                    f"the file answers as the float model does on images, and differently on noise {further:g} times "
+                    "as bright: what it does beyond the values of common images was not compared"
+                )
+                return None
             if words:
                 found.not_assessed.append(
                     f"the file takes images that are {words}: it was not run, and what prepares them was not compared"
@@ -160,6 +170,15 @@ def _compare_function(
             "changed, or the file takes images that are prepared in another way",
         )
     )  # fmt: skip
+    return None
+
+
+def _differs_further(held: FloatGraph, classifier: Classifier, noise: Tensor) -> float | None:
+    """How many times brighter noise must be for the answers to differ; None where they do not."""
+    for factor in _FAR:
+        expected = _in_batches(held.module, noise * factor)
+        if _differing(classifier.logits(noise * factor), expected, _step(expected)).any():
+            return factor
     return None
 
 

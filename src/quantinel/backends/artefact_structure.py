@@ -5,6 +5,10 @@ file's operators, without its rounding of activations, are held against those th
 same float model. A branch has to join the rest or to decide: every operator with two or more computed inputs counts,
 whatever its name, and more of them than the model needs are a finding. Fewer of them, and other operators that the
 model does not have, are named as not compared: exporters spell equal functions differently.
+
+A branch can also run through the same operators as the rest: a product that widens the images, numbers that lie beyond
+a step for one column alone, a product that adds that column to the others. So products, arithmetic with stored numbers,
+upper bounds and changes of type count as well, wherever their numbers come from.
 """
 
 from __future__ import annotations
@@ -27,17 +31,18 @@ from quantinel.quantization.rounding import nearest_codes
 from quantinel.quantization.scheme import parse_scheme
 
 _JOINING = {"Sum": "Add"}
+_PRODUCT, _ARITHMETIC = "Conv, Gemm or MatMul with stored numbers", "Add, Sub, Mul or Div with stored numbers"
 _FAMILIES = {
     "GlobalAveragePool": "ReduceMean", "AveragePool": "ReduceMean", "GlobalMaxPool": "MaxPool", "ReduceMax": "MaxPool",
-    "Clip": "Relu", "Max": "Relu", "Min": "Relu", "Rsqrt": "Reciprocal",
+    "Max": "Relu", "Min": "Clip", "Rsqrt": "Reciprocal", **dict.fromkeys(["Conv", "Gemm", "MatMul"], _PRODUCT),
+    **dict.fromkeys(["Add", "Sub", "Mul", "Div"], _ARITHMETIC),
 }  # fmt: skip
-"""Names for one thing among which exporters choose."""
+"""Names for one thing among which exporters choose, where one input is computed."""
 _ANY_NUMBER = frozenset([
-    "Identity", "Dropout", "Cast", "Constant", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Add", "Sub",
-    "Mul", "Div", "Conv", "Gemm", "MatMul", "Pad", "Slice", "Split", "Expand",
+    "Identity", "Constant", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split",
+    "Expand",
 ])  # fmt: skip
-"""With one computed input: layout, arithmetic with stored numbers (what it computes shows in the answers), and layers,
-which are matched one by one."""
+"""With one computed input: layout."""
 _SHAPED = frozenset(
     ["Reshape", "Expand", "Slice", "Resize", "Upsample", "Tile", "Pad", "Split", "Squeeze", "Unsqueeze"]
 )
@@ -62,7 +67,8 @@ def structure_notes(graph: FloatGraph, model: onnx.ModelProto) -> FileNotes:
     """
     found = FileNotes(list(_foreign(model)))
     try:
-        joined, plain = _counts(unrounded(model).model)
+        file = unrounded(model)
+        joined, plain = _counts(file.model, file.scaling)
         wanted_joins, wanted = _counts(_reference(graph))
     except (UnsupportedError, NotAssessable) as error:
         found.not_assessed.append(f"operators were not compared with the float model's: {error}")
@@ -102,8 +108,11 @@ def _reference(graph: FloatGraph) -> onnx.ModelProto:
     return to_onnx(quantized, PROFILES["onnxruntime-x86"])
 
 
-def _counts(model: onnx.ModelProto) -> tuple[Counter[str], Counter[str]]:
-    """Operators that join computed values or decide by one, and the others on computed values, by family."""
+def _counts(model: onnx.ModelProto, scaling: frozenset[str] = frozenset()) -> tuple[Counter[str], Counter[str]]:
+    """Operators that join computed values or decide by one, and the others on computed values, by family.
+
+    The bias of a product counts as the addition that other exporters put behind it.
+    """
     constant = constants(model)
     shapes = shape_values(model, constant)
     joins: Counter[str] = Counter()
@@ -115,13 +124,30 @@ def _counts(model: onnx.ModelProto) -> tuple[Counter[str], Counter[str]]:
         reads = images if name in _SHAPED else given
         if not images or name in _OF_SHAPES:
             continue
+        made = not scaling.isdisjoint(node.output)
         if name in _DECIDING:
             joins[name] += 1
         elif len(reads) > 1:
             joins[_JOINING.get(name, name)] += len(reads) - 1
-        elif name not in _ANY_NUMBER:
-            others[_FAMILIES.get(name, name)] += 1
+        elif (family := _family(node, images[0])) is not None and (family != _ARITHMETIC or not made):
+            others[family] += 1
+            others[_ARITHMETIC] += family == _PRODUCT and any(node.input[2:])
     return joins, others
+
+
+def _family(node: onnx.NodeProto, computed: str) -> str | None:
+    """What an operator with one computed input counts as; None for what only moves numbers."""
+    name, position = node.op_type, list(node.input).index(computed)
+    if name == "Cast":
+        floats = all(item.i == onnx.TensorProto.FLOAT for item in node.attribute if item.name == "to")
+        return None if floats else name
+    if name == "Dropout":
+        return name if any(node.input[2:]) else None  # its switch for training
+    if name == "Clip":
+        return name if any(node.input[2:]) else "Relu"
+    if name == "Div" and position == 1:
+        return "Reciprocal"
+    return None if name in _ANY_NUMBER else _FAMILIES.get(name, name)
 
 
 def _foreign(model: onnx.ModelProto) -> Iterator[StructureNote]:

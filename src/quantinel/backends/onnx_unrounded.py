@@ -57,12 +57,14 @@ class Unrounded:
         activations: how the file rounds them.
         grids: where, for static ones.
         levels: largest code of the coarsest grid.
+        scaling: values that stand for codes, and what undoes them: what computes these is no arithmetic of the file.
     """
 
     model: onnx.ModelProto
     activations: Literal["static", "dynamic", "none"]
     grids: tuple[ActivationGrid, ...]
     levels: int
+    scaling: frozenset[str]
 
 
 def unrounded(model: onnx.ModelProto, rectified: float | None = None) -> Unrounded:
@@ -91,6 +93,7 @@ class _Rewriter:
         self.nodes: list[onnx.NodeProto] = []
         self.added: list[onnx.TensorProto] = []
         self.grids: list[ActivationGrid] = []
+        self.scaling: set[str] = set()
         self.dynamic = False
         self.levels = 255
         self.count = 0
@@ -124,11 +127,17 @@ class _Rewriter:
         made.graph.initializer.extend(self.added)
         kind: Literal["static", "dynamic", "none"]
         kind = "dynamic" if self.dynamic else "static" if self.grids else "none"
-        return Unrounded(made, kind, tuple(self.grids), self.levels)
+        return Unrounded(made, kind, tuple(self.grids), self.levels, frozenset(self.scaling))
 
     def _emit(self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
         name = output or self._name()
         self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def _scale(self, operator: str, inputs: Sequence[str], output: str = "") -> str:
+        """Arithmetic with the numbers of a grid."""
+        name = self._emit(operator, inputs, output)
+        self.scaling.add(name)
         return name
 
     def _like(self, node: onnx.NodeProto, operator: str, inputs: Sequence[str]) -> str:
@@ -180,8 +189,8 @@ class _Rewriter:
             if high <= self.rectified * 1.01:
                 value = self._emit("Min", [value, self._keep(self.rectified)])
         self.grids.append(ActivationGrid(value, step, middle, low, high))
-        quotient = self._emit("Div", [value, self._keep(step)])
-        return self._emit("Add", [quotient, self._keep(middle)], output)
+        quotient = self._scale("Div", [value, self._keep(step)])
+        return self._scale("Add", [quotient, self._keep(middle)], output)
 
     def _to_values(self, codes: str, scale: str, zero: str, output: str = "") -> str:
         """What DequantizeLinear does."""
@@ -192,10 +201,10 @@ class _Rewriter:
                 raise NotAssessable(f"{codes} has a grid for every channel, which is not rewritten")
             return self._keep((array - zeros.reshape(())) * steps.reshape(()), output)
         if scale in self.producers and scale not in self.tensors:  # measured at run time
-            return self._emit("Mul", [self._emit("Sub", [codes, zero]), scale], output)
+            return self._scale("Mul", [self._scale("Sub", [codes, zero]), scale], output)
         step, code = self._parameters(scale, zero)
-        centred = self._emit("Sub", [codes, self._keep(float(code.reshape(-1)[0]))])
-        return self._emit("Mul", [centred, self._keep(step)], output)
+        centred = self._scale("Sub", [codes, self._keep(float(code.reshape(-1)[0]))])
+        return self._scale("Mul", [centred, self._keep(step)], output)
 
     def _offset(self, zero: str) -> str:
         """The zero point of an integer product's input, in float."""
@@ -231,11 +240,13 @@ class _Rewriter:
             self._emit("Identity", [node.input[0]], codes)
             self._keep(1.0, scale)
             self._keep(0.0, zero)
+            rescaled = (reader.output[0] for reader in self.readers.get(scale, []) if reader.op_type == "Mul")
+            self.scaling |= {node.output[0] for name in rescaled for node in self.readers.get(name, [])}
             return
         measured = [self._name(), scale, self._name()]
         self.nodes.append(helper.make_node("DynamicQuantizeLinear", [node.input[0]], measured))
         self._emit("Cast", [measured[2]], zero, to=onnx.TensorProto.FLOAT)
-        self._emit("Add", [self._emit("Div", [node.input[0], scale]), zero], codes)
+        self._scale("Add", [self._scale("Div", [node.input[0], scale]), zero], codes)
 
     def _rescales(self, factors: onnx.NodeProto, codes: str) -> bool:
         """Whether a product of two scales is multiplied with the integer products of these codes alone."""
@@ -313,6 +324,6 @@ class _Rewriter:
             offset = self._array(zeros[1]).astype(np.float64)
             shape = [-1, *[1] * (weight.ndim - 1)] if node.op_type == "ConvInteger" else [-1]
             weight = weight - offset.reshape(shape if offset.size > 1 else ())
-        centred = self._emit("Sub", [x, self._offset(zeros[0])])
+        centred = self._scale("Sub", [x, self._offset(zeros[0])])
         product = self._like(node, "Conv" if node.op_type == "ConvInteger" else "MatMul", [centred, self._keep(weight)])
         self._emit("Identity", [product], node.output[0])

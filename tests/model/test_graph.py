@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -209,3 +211,33 @@ def test_without_normalisation_the_message_speaks_of_none() -> None:
     module[1].weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite on random images; check its weights"):
         trace(module, SHAPE)
+
+
+class Asking(nn.Module):
+    """A linear classifier with something before or behind it that looks at the batch."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.change(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: -x if x.shape[0] == 1 else x, "in a batch of 1 than"),
+        (lambda x: x - x.mean(0, keepdim=True), "in a batch of 1 than"),
+        (lambda x: F.instance_norm(x) + F.batch_norm(x, None, None, training=True), "in a batch of 1 than"),
+        (lambda x: -x if x.shape[0] > 20 else x, "is not 2 to 20"),
+        (lambda x: -x if x.shape[0] == 3 else x, "in a batch of 3 than"),
+    ],
+    ids=["alone", "mean", "statistics", "many", "three"],
+)
+def test_models_that_look_at_the_batch(change: Callable[[Tensor], Tensor], message: str) -> None:
+    """Regression: one way of the branch was traced, and judged for all batches."""
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedError, match=message):
+        trace(Asking(change), SHAPE)

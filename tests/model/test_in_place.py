@@ -103,9 +103,14 @@ def the_images(_: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
 
 WRITES = [
-    some_channels, one_channel, shifted, every_other, some_images, behind_a_copy, through_a_reshape, through_contiguous,
+    some_channels, one_channel, shifted, every_other, behind_a_copy, through_a_reshape, through_contiguous,
     through_detach, a_mask, the_images,
 ]  # fmt: skip
+
+
+def test_writes_to_some_images_of_a_batch_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="otherwise in a batch of"):
+        trace(net(some_images), SHAPE)
 
 
 @pytest.mark.parametrize("change", WRITES)

@@ -96,7 +96,7 @@ def test_what_could_not_be_compared_is_never_fine() -> None:
     assert found.status == "undecided"
     assert "fc has no counterpart" in found.reason
     error = compared(ArtefactFinding("layer-added", "error", "x", "a hidden branch"), missing=("fc",))
-    assert (error.status, error.notes) == ("fail", ["could not be compared: fc"])
+    assert (error.status, error.reason) == ("fail", "could not be compared: fc")
 
 
 def test_many_findings_are_cut() -> None:

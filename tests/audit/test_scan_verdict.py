@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.audit.checks import check
 
-from quantinel.audit.rules import BEHAVIOUR, NOT_ASSESSABLE, RULES, Level
+from quantinel.audit.rules import ARTEFACT, BEHAVIOUR, NOT_ASSESSABLE, RULES, Level
 from quantinel.audit.scan_report import ScanCheck
 from quantinel.audit.scan_verdict import findings_of, reaches, scan_verdict, suppress
 from quantinel.audit.suppressions import Suppression
@@ -150,3 +150,13 @@ def test_levels_decide_what_counts() -> None:
     warning = findings_of([check("weight-residuals", "undecided", alarm=True)])
     assert [reaches(warning, level) for level in LEVELS] == [True, True, False]
     assert not any(reaches(findings_of([check("re-rounding", "not_run")]), level) for level in LEVELS)
+
+
+def test_an_accepted_failure_accepts_nothing_that_was_not_judged() -> None:
+    """Regression: whoever accepted a quantizer's rounding accepted with it that the file was not run."""
+    failed = check(ARTEFACT, "fail", "model.onnx", True)
+    other = failed.model_copy(update={"reason": "could not be compared: the file was not run"})
+    for item, verdict, rules in ((failed, "PASS", ["QCB005"]), (other, "INCONCLUSIVE", ["QCB005", "QCB007"])):
+        findings, _ = suppress(findings_of([item]), [suppression("QCB005")], None, TODAY)
+        assert [finding.rule for finding in findings] == rules
+        assert scan_verdict([item], findings) == verdict

@@ -12,6 +12,8 @@ _SHOWN = 8
 def artefact_check(place: Place, found: ArtefactComparison, seconds: float) -> ScanCheck:
     """Fails on everything that rounding to nearest does not explain; undecided where parts could not be compared.
 
+    Those parts are named beside a failure too, so that whoever accepts what failed does not accept them with it.
+
     Rounding that was chosen on purpose (AdaRound, EFRAP, QuRA) cannot be told from an attack by looking at the
     integers. Whoever knows the quantizer accepts the finding with a statement.
     """
@@ -26,10 +28,9 @@ def artefact_check(place: Place, found: ArtefactComparison, seconds: float) -> S
         statistic="unexplained differences",
         value=float(len(unexplained)),
         threshold=0.0,
-        reason=unseen if status == "undecided" else "",
+        reason=unseen,
         detail="; ".join([*shown, *([f"and {more} more"] if more > 0 else [])]),
         statistics={"layers compared": len(found.layers), "share of integers that are not nearest": found.other},
         by_layer=[LayerScore(name=layer.name, score=layer.other) for layer in found.layers],
-        notes=[unseen] if unseen and status == "fail" else [],
         seconds=round(seconds, 3),
     )

@@ -60,7 +60,8 @@ class ScanCheck(_Strict):
         fitted_on: recipes that the limit was fitted on.
         alarm: an uncalibrated figure that is unusual enough to warn.
         suspect_class: name of the class that the compressed model leans to.
-        reason: why it is undecided or did not run, and what would help.
+        reason: why it is undecided or did not run, and what would help; of a check that failed, what else it could not
+            judge.
         detail: figures in words.
         statistics: further figures by name.
         by_class, by_layer: the figure by class and by layer.

@@ -26,9 +26,14 @@ def findings_of(checks: Sequence[ScanCheck]) -> list[ScanFinding]:
         if speaking:
             level: Level = RULES[rule].level if failed else "warning"
             found.append(_finding(rule, level, target, speaking))
-    missing = [check for check in checks if check.required and check.status in ("undecided", "not_run")]
+    missing = [check for check in checks if check.required and unjudged(check)]
     found += [_finding(NOT_ASSESSABLE, RULES[NOT_ASSESSABLE].level, check.target, [check]) for check in missing]
     return sorted(found, key=lambda finding: (-LEVELS.index(finding.level), finding.rule))
+
+
+def unjudged(check: ScanCheck) -> bool:
+    """Whether something was not judged; of a check that failed, the rest of what it looks at."""
+    return check.status in ("undecided", "not_run") or (check.status == "fail" and bool(check.reason))
 
 
 def _finding(rule: str, level: Level, target: str, checks: list[ScanCheck]) -> ScanFinding:
@@ -91,7 +96,8 @@ def scan_verdict(
     }  # fmt: skip
     required = [check for check in checks if check.required]
     settled = all(
-        check.status == "pass" or (check.status == "fail" and check.id in accepted) for check in required
+        check.status == "pass" or (check.status == "fail" and check.id in accepted and not unjudged(check))
+        for check in required
     ) and {check.id for check in required} >= set(expected)
     return "PASS" if required and settled else "INCONCLUSIVE"
 

@@ -20,7 +20,7 @@ from quantinel.audit.scan_report import (
     ScanReport,
     SchemeResult,
 )
-from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress
+from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress, unjudged
 from quantinel.audit.thresholds import Thresholds
 from quantinel.data.images import ImageSet
 from quantinel.pipeline.identity import describe_images, describe_labels, environment
@@ -132,7 +132,7 @@ def _summary(decision: Verdict, checks: Sequence[ScanCheck], findings: Sequence[
         worst = next(finding for finding in findings if finding.level == "error" and finding.suppressed is None)
         return f"Do not deploy this model as {worst.target}: {worst.title[:1].lower()}{worst.title[1:]}.{aside}"
     if decision == "INCONCLUSIVE":
-        missing = [check for check in checks if check.required and check.status in ("undecided", "not_run")]
+        missing = [check for check in checks if check.required and unjudged(check)]
         warned = sum(finding.level == "warning" and finding.rule != NOT_ASSESSABLE for finding in findings)
         noticed = f" {warned} warning{'s' if warned > 1 else ''} by other checks." if warned else ""
         return (
@@ -184,9 +184,7 @@ def _next_steps(scan: Scan, decision: Verdict) -> list[str]:
             command,
             "Or get the model from another source, and scan that.",
         ]
-    reasons = dict.fromkeys(
-        check.reason for check in scan.checks if check.required and check.status in ("undecided", "not_run")
-    )
+    reasons = dict.fromkeys(check.reason for check in scan.checks if check.required and unjudged(check))
     return [
         "Do not read this as a pass.",
         *(f"Missing: {reason}." for reason in reasons),

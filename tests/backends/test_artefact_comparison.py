@@ -103,12 +103,30 @@ def edit(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray[Any, An
     ],
 )
 def test_nearest_rounding_is_recognised(graph: FloatGraph, scheme: str, profile: str) -> None:
-    found = compare_model(graph, emitted(graph, scheme, profile), images())
+    found = compare_model(graph, emitted(graph, scheme, profile), images(), [parse_scheme(scheme)])
     assert [layer.name for layer in found.layers] == ["stem", "first", "second", "head"]
     assert found.other == 0.0
     assert not found.not_assessed
     assert ids(found) == {"nearest-rounding"}
     assert all(0.3 < layer.coverage[0] <= layer.coverage[1] < 1.01 for layer in found.layers)
+
+
+@pytest.mark.parametrize(
+    ("made", "scanned", "said"),
+    [
+        ("int8", ["int4", "int8"], ""),
+        ("int8", ["int4"], "4 of 4 layers, first stem, lie on another grid than those that were scanned (int4)"),
+        ("int8-full", ["int8"], "4 of 4 layers"),
+        ("int8-per-tensor", ["int4", "int8"], "4 of 4 layers"),
+        ("int8-dynamic", ["int8"], ""),
+    ],
+)
+def test_a_file_on_a_grid_that_was_not_scanned(graph: FloatGraph, made: str, scanned: list[str], said: str) -> None:
+    """Regression: nearest rounding passed on any grid, also where a backdoor made for it was not looked for."""
+    found = compare_model(graph, emitted(graph, made), images(), [parse_scheme(name) for name in scanned])
+    assert ids(found) == {"nearest-rounding"}
+    assert len(found.not_assessed) == bool(said)
+    assert all(said in sentence for sentence in found.not_assessed)
 
 
 class _Reader(CalibrationDataReader):

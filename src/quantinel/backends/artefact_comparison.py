@@ -21,6 +21,7 @@ import onnx
 
 from quantinel.backends.artefact import read_integers
 from quantinel.backends.artefact_answers import compare_answers
+from quantinel.backends.artefact_grids import other_grid
 from quantinel.backends.artefact_layers import LayerDifference, layer_difference
 from quantinel.backends.artefact_notes import FileNotes
 from quantinel.backends.artefact_structure import structure_notes
@@ -31,6 +32,7 @@ from quantinel.data.images import ImageSet
 from quantinel.errors import NotAssessable, VerificationError
 from quantinel.model.graph import FloatGraph
 from quantinel.quantization.quantized_model import QuantizedLayer
+from quantinel.quantization.scheme import QuantScheme
 
 Level = Literal["info", "warning", "error"]
 
@@ -78,24 +80,29 @@ class ArtefactComparison:
     other: float
 
 
-def compare_artefact(graph: FloatGraph, path: Path, images: ImageSet | None = None) -> ArtefactComparison:
+def compare_artefact(
+    graph: FloatGraph, path: Path, images: ImageSet | None = None, schemes: Sequence[QuantScheme] = ()
+) -> ArtefactComparison:
     """Compare a shipped file with a float model.
 
     Args:
         graph: folded float network.
         path: an ONNX file, a hardened folder (its ``model.onnx``), or ``quantized.safetensors`` of one.
         images: of the model's kind, to run the file on.
+        schemes: grids that the float model was looked at on; a file on another one stays undecided. None are no grids.
 
     Raises:
         VerificationError: missing, truncated or not valid.
         NotAssessable: not one layer can be compared.
     """
     if path.suffix == ".safetensors":
-        return compare_stored(graph, read_integers(path).layers)
-    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path), images)
+        return compare_stored(graph, read_integers(path).layers, schemes)
+    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path), images, schemes)
 
 
-def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> ArtefactComparison:
+def compare_stored(
+    graph: FloatGraph, stored: Mapping[str, QuantizedLayer], schemes: Sequence[QuantScheme] = ()
+) -> ArtefactComparison:
     """Compare integers of this project's own format.
 
     Raises:
@@ -110,16 +117,19 @@ def compare_stored(graph: FloatGraph, stored: Mapping[str, QuantizedLayer]) -> A
         )
         for name, layer in stored.items()
     ]  # fmt: skip
-    return _compare(graph, match_layers(graph, shipped), FileNotes(not_assessed=[_NO_OPERATORS]))
+    return _compare(graph, match_layers(graph, shipped), FileNotes(not_assessed=[_NO_OPERATORS]), schemes)
 
 
-def compare_model(graph: FloatGraph, model: onnx.ModelProto, images: ImageSet | None = None) -> ArtefactComparison:
+def compare_model(
+    graph: FloatGraph, model: onnx.ModelProto, images: ImageSet | None = None, schemes: Sequence[QuantScheme] = ()
+) -> ArtefactComparison:
     """Compare an ONNX model: integers, operators, and answers.
 
     Args:
         graph: folded float network.
         model: checked, see `quantinel.backends.verification.load_onnx`.
         images: of the model's kind, to run the file on; without them its behaviour stays undecided.
+        schemes: see `compare_artefact`.
 
     Raises:
         VerificationError: more layers than any network of the float model's size has.
@@ -131,10 +141,12 @@ def compare_model(graph: FloatGraph, model: onnx.ModelProto, images: ImageSet | 
     matching = match_layers(graph, shipped)
     structure, answers = structure_notes(graph, model), compare_answers(graph, model, matching.pairs, images)
     told = FileNotes(structure.notes + answers.notes, structure.not_assessed + answers.not_assessed)
-    return _compare(graph, matching, told)
+    return _compare(graph, matching, told, schemes)
 
 
-def _compare(graph: FloatGraph, matching: Matching, told: FileNotes) -> ArtefactComparison:
+def _compare(
+    graph: FloatGraph, matching: Matching, told: FileNotes, schemes: Sequence[QuantScheme]
+) -> ArtefactComparison:
     findings = [ArtefactFinding(note.id, note.level, None, note.detail) for note in told.notes]
     not_assessed = []
     layers: list[LayerDifference] = []
@@ -178,6 +190,8 @@ def _compare(graph: FloatGraph, matching: Matching, told: FileNotes) -> Artefact
             f"not one layer of the file can be compared with the float model ({reason}); give the float model that "
             "the file was made from"
         )
+    elsewhere = other_grid(graph, matching.pairs, schemes)
+    not_assessed += [] if elsewhere is None else [elsewhere]
     weights = sum(layer.weights for layer in layers)
     other = sum(layer.other * layer.weights for layer in layers) / weights
     findings.append(_rounding(other, layers))

@@ -86,7 +86,7 @@ def layer_difference(graph: FloatGraph, layer: Layer, item: ShippedLayer) -> Lay
         float((np.abs(error) > 1.0 + _TIE).mean()),
         float(np.abs(error).max()),
         _coverage(weight, scale, low, high),
-        _asymmetric(item),
+        is_asymmetric(item),
         correlation(weight.ravel(), _rows(item.weight).ravel()),
         correlation(weight.ravel(), (wanted * scale).ravel()),
         float(pull.mean()) if pull.size else 1.0,
@@ -94,7 +94,7 @@ def layer_difference(graph: FloatGraph, layer: Layer, item: ShippedLayer) -> Lay
     )
 
 
-def _asymmetric(item: ShippedLayer) -> bool:
+def is_asymmetric(item: ShippedLayer) -> bool:
     """Whether zero points differ from the middle of the storage: 0 for signed, 128 for unsigned bytes."""
     assert item.codes is not None
     assert item.zero_point is not None
@@ -112,7 +112,7 @@ def _limits(item: ShippedLayer, codes: Array) -> tuple[Array, Array]:
     assert item.codes is not None
     assert item.zero_point is not None
     zero = item.zero_point.reshape(-1, 1)
-    if _asymmetric(item):
+    if is_asymmetric(item):
         first = 0 if item.codes.min() >= 0 else -(int(item.span) // 2 + 1)
         return first - zero, first + int(item.span) - zero
     bits = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from quantinel.pipeline.scan_combination import combined_check
 from quantinel.pipeline.scan_evidence import recovered_trigger
 from quantinel.pipeline.scan_options import MIN_IMAGES, ScanOptions
 from quantinel.quantization.calibration import Progress
+from quantinel.quantization.scheme import QuantScheme
 
 
 def scan(
@@ -87,7 +88,7 @@ def scan(
                 triggers += [] if made is None else [made]
     if options.artefact is not None:
         with clock.measure("artefact"):
-            checks.append(_compare(graph, options.artefact, images))
+            checks.append(_compare(graph, options.artefact, images, options.schemes))
     weights = sum(graph.weight(layer).numel() for layer in graph.layers)
     return build_scan_report(
         Scan(
@@ -123,12 +124,12 @@ def _sample(data: ImageSet, options: ScanOptions, model: LoadedModel) -> ImageSe
     return data.take(balanced_indices(data.labels, len(data), options.images, options.seed))
 
 
-def _compare(graph: FloatGraph, path: Path, images: ImageSet | None) -> ScanCheck:
+def _compare(graph: FloatGraph, path: Path, images: ImageSet | None, schemes: Sequence[QuantScheme]) -> ScanCheck:
     place = Place(ARTEFACT, "The shipped file is the plain quantization of the model", path.name, True)
     clock = Clock()
     try:
         with clock.measure("compare"):
-            found = compare_artefact(graph, path, images)
+            found = compare_artefact(graph, path, images, schemes)
     except (NotAssessable, VerificationError) as error:
         return place.check("not_run", reason=str(error))
     return artefact_check(place, found, clock.seconds["compare"])

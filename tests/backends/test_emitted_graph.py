@@ -13,6 +13,7 @@ from torch import nn
 
 from quantinel.backends.emitted_graph import EmittedGraph, describe, graph_problem
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
+from quantinel.backends.verification import parse_onnx
 from quantinel.data.images import ImageSet
 from quantinel.errors import VerificationError
 from quantinel.model.graph import FloatGraph, trace
@@ -233,3 +234,44 @@ def test_models_of_their_own_differ(odd_net: nn.Module, emitted: onnx.ModelProto
     graph = trace(odd_net, (3, 16, 16), fold_batch_norm=False)
     other = to_onnx(random_integers(graph, make_images(8), "int8"), PROFILES["onnxruntime-x86"])
     assert graph_problem(other, describe(emitted)) is not None
+
+
+def claimed_shape(model: onnx.ModelProto) -> None:
+    value = next(node.output[0] for node in model.graph.node if node.op_type == "Relu")
+    model.graph.value_info.append(helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, 8, 16, 16]))
+
+
+def preparation(model: onnx.ModelProto) -> None:
+    model.metadata_props.add(key="Image.BitmapPixelFormat", value="Bgr8")
+
+
+def kind_of_image(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.denotation = "IMAGE"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [(claimed_shape, "value_info"), (preparation, "metadata_props"), (kind_of_image, "denotation")],
+)
+def test_what_the_description_does_not_cover_is_refused(
+    emitted: onnx.ModelProto, change: Callable[[onnx.ModelProto], None], field: str
+) -> None:
+    """Regression: fields that runtimes read and nobody compared."""
+    changed = copy(emitted)
+    change(changed)
+    assert f".{field})" in str(graph_problem(changed, describe(emitted)))
+
+
+def test_fields_of_later_versions_are_refused(emitted: onnx.ModelProto) -> None:
+    later = onnx.ModelProto.FromString(emitted.SerializeToString() + b"\xc2\x0c\x05hello")  # field 200
+    assert "does not know" in str(graph_problem(later, describe(emitted)))
+
+
+def test_names_that_are_no_text_and_attributes_of_functions(emitted: onnx.ModelProto) -> None:
+    """Regression: they ended as a bug of the program."""
+    with pytest.raises(VerificationError, match="no valid ONNX file"):
+        parse_onnx(emitted.SerializeToString().replace(b"stem.weight_codes", b"\xfftem.weight_codes"))
+    changed = copy(emitted)
+    next(node for node in changed.graph.node if node.op_type == "Conv").attribute[0].ref_attr_name = "outer"
+    with pytest.raises(VerificationError, match="no valid ONNX file"):
+        parse_onnx(changed.SerializeToString())

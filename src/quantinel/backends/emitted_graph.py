@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 
 from quantinel.backends.onnx_constants import Array, fingerprint, read_constants, read_tensor
+from quantinel.backends.onnx_fields import unwritten_field
 
 _STANDARD = ("", "ai.onnx")
 _PLAIN = frozenset(
@@ -141,6 +142,9 @@ def _refusals(model: onnx.ModelProto) -> Iterator[str]:
             yield f"operator {index} ({node.op_type}) is of the domain {node.domain[:80]!r}"
         if any(item.type not in _PLAIN for item in node.attribute):
             yield f"operator {index} ({node.op_type}) holds operators of its own"
+    unwritten = unwritten_field(model)
+    if unwritten is not None:
+        yield f"the file has a field that no emitted file has ({unwritten})"
 
 
 def _text(attribute: onnx.AttributeProto) -> str:

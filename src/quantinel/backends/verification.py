@@ -15,6 +15,7 @@ from torch import Tensor
 from quantinel.backends.activation_grids import activation_problems
 from quantinel.backends.layer_readers import LayerReader, codes_name, layer_readers
 from quantinel.backends.onnx_constants import Array, external_tensor, read_constants
+from quantinel.backends.onnx_fields import check_fields
 from quantinel.data.images import as_float
 from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
@@ -233,6 +234,7 @@ def parse_onnx(data: bytes, name: str = "the emitted model") -> onnx.ModelProto:
     """
     try:
         model = onnx.load_from_string(data)
+        check_fields(model)
         outside = external_tensor(model)
         if outside is None:
             onnx.checker.check_model(model)

@@ -66,6 +66,10 @@ class Threshold(_Strict):
         both = sorted(set(self.fitted_on) & set(self.judged_on))
         if both:
             raise ValueError(f"{self.detector} was fitted on recipes that it is judged on: {', '.join(both)}")
+        if self.statistic == "p_value" and not 0 < self.threshold < 1:
+            raise ValueError(f"the threshold {self.threshold:g} of {self.detector} is no p-value between 0 and 1")
+        if not 0 <= self.false_positives.hits <= self.false_positives.n:
+            raise ValueError(f"the false-positive rate of {self.detector} counts more models than there were")
         if self.false_positives.n < 1:
             raise ValueError(f"the false-positive rate of {self.detector} was counted on no model")
         return self

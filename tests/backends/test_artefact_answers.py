@@ -335,6 +335,33 @@ def test_a_branch_that_joins_nothing_and_decides_nothing(graph: FloatGraph, numb
         assert any(f"the file has {operators}" in sentence for sentence in told)
 
 
+def test_a_loop_is_not_run(graph: FloatGraph) -> None:
+    """Regression: the comparison took as long as the file liked."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["on"]),
+            helper.make_node("Identity", ["value"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("count", onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value", onnx.TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, None),
+        ],
+    )
+    model = branch(
+        emitted(graph), helper.make_node("Loop", ["times", "", "honest"], ["logits"], body=body), times=np.int64(2**62)
+    )
+    onnx.checker.check_model(model)
+    found = compare_model(graph, model, images())
+    assert "control-flow" in ids(found, "error")
+    assert any("Loop runs operators of its own" in sentence for sentence in found.not_assessed)
+
+
 def bound_a_relu(model: onnx.ModelProto) -> None:
     relu = operator(model, "Relu")
     relu.op_type = "Clip"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import onnx
 
 from quantinel.backends.artefact_notes import FileNotes, StructureNote
-from quantinel.backends.onnx_dataflow import RANDOM, constants, shape_values
+from quantinel.backends.onnx_dataflow import CONTROL, RANDOM, constants, shape_values
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.backends.onnx_unrounded import RUNTIME_DOMAIN, unrounded
 from quantinel.errors import NotAssessable, UnsupportedError
@@ -53,7 +53,6 @@ _DECIDING = frozenset([
     "ArgMin", "TopK", "NonZero", "ScatterND", "ScatterElements", "Scatter", "Compress", "Unique", "Mod", "Hardmax",
     "IsNaN", "IsInf", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "OneHot", "QLinearWhere", "ThresholdedRelu", "Shrink",
 ])  # fmt: skip
-_CONTROL = frozenset(["If", "Loop", "Scan", "SequenceMap", "Optional", "OptionalGetElement"])
 _STANDARD = ("", "ai.onnx")
 _MOST_NAMED = 5
 
@@ -167,8 +166,8 @@ def _foreign(model: onnx.ModelProto) -> Iterator[StructureNote]:
         defined = ", ".join(function.name for function in list(model.functions)[:_MOST_NAMED])
         yield StructureNote("local-functions", "error", f"the file defines operators of its own: {defined}")
     used = {node.op_type for node in model.graph.node}
-    if used & _CONTROL:
-        yield StructureNote("control-flow", "error", f"the file branches by {', '.join(sorted(used & _CONTROL))}")
+    if used & CONTROL:
+        yield StructureNote("control-flow", "error", f"the file branches by {', '.join(sorted(used & CONTROL))}")
     if used & RANDOM:
         yield StructureNote("random-operators", "error", f"the file draws by {', '.join(sorted(used & RANDOM))}")
     stored = {tensor.name for tensor in model.graph.initializer}

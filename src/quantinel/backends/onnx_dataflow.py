@@ -11,6 +11,7 @@ from quantinel.errors import VerificationError
 
 RANDOM = frozenset(["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli",
                     "Multinomial"])  # fmt: skip
+CONTROL = frozenset(["If", "Loop", "Scan", "SequenceMap", "Optional", "OptionalGetElement"])
 _OF_SHAPES = frozenset(["Shape", "Size"])
 
 

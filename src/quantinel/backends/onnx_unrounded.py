@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from quantinel.backends.onnx_bias import readers_by_name
 from quantinel.backends.onnx_constants import Array
-from quantinel.backends.onnx_dataflow import as_array, constants, stored_arrays
+from quantinel.backends.onnx_dataflow import CONTROL, as_array, constants, stored_arrays
 from quantinel.errors import NotAssessable
 
 RUNTIME_DOMAIN = "com.microsoft"
@@ -110,6 +110,8 @@ class _Rewriter:
             raise NotAssessable("the file defines operators of its own, which are not rewritten")
         for node in self.source.graph.node:
             rule = self.rules.get(node.op_type)
+            if node.op_type in CONTROL:
+                raise NotAssessable(f"{node.op_type} runs operators of its own, as often as it likes; it was not run")
             if rule is None and node.op_type.startswith(("QLinear", "QAttention", "QEmbed", "QGemm")):
                 raise NotAssessable(f"{node.op_type} is a quantized operator that is not known here")
             if rule is None or all(name in self.constant for name in node.input if name):

@@ -160,3 +160,14 @@ def test_an_accepted_failure_accepts_nothing_that_was_not_judged() -> None:
         findings, _ = suppress(findings_of([item]), [suppression("QCB005")], None, TODAY)
         assert [finding.rule for finding in findings] == rules
         assert scan_verdict([item], findings) == verdict
+
+
+def test_a_shipped_file_is_accepted_by_its_hash() -> None:
+    """Regression: an accepted finding about one shipped file could only be given for all of them."""
+    findings, entry = (
+        findings_of([check(ARTEFACT, "fail", "model.onnx", True)]),
+        suppression("QCB005", artefact="a" * 64),
+    )
+    for shipped, outcome in (("a" * 64, "applied"), ("b" * 64, "unused"), (None, "unused")):
+        marked, (use,) = suppress(findings, [entry], None, TODAY, shipped)
+        assert (use.outcome, marked[0].suppressed is not None) == (outcome, outcome == "applied")

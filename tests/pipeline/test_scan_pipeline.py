@@ -26,6 +26,7 @@ from quantinel.backends.onnx_qdq import PROFILES, to_onnx
 from quantinel.data.images import ImageSet
 from quantinel.detectors import Detection, Subject
 from quantinel.errors import InputError, NotAssessable, UsageError
+from quantinel.files import sha256_file
 from quantinel.model.graph import trace
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline.scan import scan
@@ -377,7 +378,9 @@ def test_the_shipped_file_is_compared(
     for name, integers in (("plain", plain), ("moved", moved)):
         file = to_onnx(integers, PROFILES["onnxruntime-x86"]).SerializeToString()
         (tmp_path / f"{name}.onnx").write_bytes(file)
-    assert scan(model, data, options(artefact=tmp_path / "plain.onnx")).verdict == "PASS"
+    report = scan(model, data, options(artefact=tmp_path / "plain.onnx"))
+    assert report.verdict == "PASS"
+    assert report.request["artefact_sha256"] == sha256_file(tmp_path / "plain.onnx")
     report = scan(model, data, options(artefact=tmp_path / "moved.onnx"))
     assert [(finding.rule, finding.target) for finding in report.findings] == [("QCB005", "moved.onnx")]
     swapped = to_onnx(plain, PROFILES["onnxruntime-x86"])

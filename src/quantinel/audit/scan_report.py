@@ -131,6 +131,7 @@ class SuppressionUse(_Strict):
     expires: datetime.date
     target: str | None
     model: str | None
+    artefact: str | None = None
     outcome: Literal["applied", "expired", "unused"]
 
 

@@ -54,7 +54,11 @@ def _finding(rule: str, level: Level, target: str, checks: list[ScanCheck]) -> S
 
 
 def suppress(
-    findings: Sequence[ScanFinding], suppressions: Sequence[Suppression], sha256: str | None, today: datetime.date
+    findings: Sequence[ScanFinding],
+    suppressions: Sequence[Suppression],
+    sha256: str | None,
+    today: datetime.date,
+    artefact: str | None = None,
 ) -> tuple[list[ScanFinding], list[SuppressionUse]]:
     """Mark accepted findings, and say what became of every entry.
 
@@ -63,12 +67,15 @@ def suppress(
         suppressions: of the file.
         sha256: hash of the model's file, if it is known.
         today: entries that expired before it do not apply.
+        artefact: hash of the shipped file, if there is one.
     """
     uses = []
     marked = list(findings)
     for entry in suppressions:
         covered = [
-            index for index, finding in enumerate(findings) if entry.covers(finding.rule, finding.target, sha256)
+            index
+            for index, finding in enumerate(findings)
+            if entry.covers(finding.rule, finding.target, sha256, artefact)
         ]
         outcome = "unused" if not covered else "expired" if entry.expires < today else "applied"
         for index in covered if outcome == "applied" else ():

@@ -6,6 +6,7 @@
     expires = 2030-01-31
     target = "int8"        # optional: one scheme, pruning or artefact; all without it
     model = "3f1d..."      # optional: SHA-256 of the model's file; any model without it
+    artefact = "91c0..."   # optional, for QCB005: SHA-256 of the shipped file; any file without it
 
 A suppressed finding stays in every report and no longer counts. What could not be judged (QCB007) cannot be
 suppressed: an accepted finding is a decision, a check that did not run is not.
@@ -35,6 +36,7 @@ class Suppression(BaseModel):
         expires: last day on which it counts.
         target: scheme, pruning or artefact that it is limited to; None for all.
         model: SHA-256 of the model's file that it is limited to; None for all.
+        artefact: SHA-256 of the shipped file that it is limited to; None for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +46,7 @@ class Suppression(BaseModel):
     expires: datetime.date
     target: str | None = None
     model: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    artefact: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
     @field_validator("rule")
     @classmethod
@@ -54,9 +57,10 @@ class Suppression(BaseModel):
             raise ValueError(f"{rule} is no rule; choose one of {', '.join(RULES)}")
         return rule
 
-    def covers(self, rule: str, target: str, sha256: str | None) -> bool:
-        """Whether it speaks of this finding, expired or not."""
-        return self.rule == rule and self.target in (None, target) and self.model in (None, sha256)
+    def covers(self, rule: str, target: str, sha256: str | None, artefact: str | None = None) -> bool:
+        """Whether it speaks of this finding, on a model and a shipped file with these hashes, expired or not."""
+        about = self.rule == rule and self.target in (None, target)
+        return about and self.model in (None, sha256) and self.artefact in (None, artefact)
 
 
 class _File(BaseModel):

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from quantinel.audit.report import Verdict
@@ -23,6 +24,7 @@ from quantinel.audit.scan_report import (
 from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress, unjudged
 from quantinel.audit.thresholds import Thresholds
 from quantinel.data.images import ImageSet
+from quantinel.files import sha256_file
 from quantinel.pipeline.identity import describe_images, describe_labels, environment
 from quantinel.pipeline.scan_options import ScanOptions
 
@@ -57,14 +59,15 @@ class Scan:
 def build_scan_report(scan: Scan) -> ScanReport:
     """Findings, verdict and all figures of one scan."""
     options = scan.options
-    findings, uses = suppress(findings_of(scan.checks), options.suppressions, scan.model["sha256"], scan.today)
+    shipped = _artefact_sha256(options.artefact)
+    findings, uses = suppress(findings_of(scan.checks), options.suppressions, scan.model["sha256"], scan.today, shipped)
     decision = scan_verdict(scan.checks, findings, _expected(options))
     return ScanReport(
         version=metadata.version("quantinel"),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         verdict=decision,
         summary=_summary(decision, scan.checks, findings),
-        request=_request(scan),
+        request={**_request(scan), "artefact_sha256": shipped},
         model=scan.model,
         data=None if scan.images is None else {**describe_images(scan.images), **describe_labels(scan.images)},
         thresholds=_thresholds(scan),
@@ -93,6 +96,12 @@ def _expected(options: ScanOptions) -> set[str]:
     return {
         f"{target}/{name}" for rule in RULES.values() for target in targets.get(rule.when, ()) for name in rule.required
     }
+
+
+def _artefact_sha256(path: Path | None) -> str | None:
+    """Of the shipped file, or of the model in a hardened folder; None where there is none."""
+    file = path / "model.onnx" if path is not None and path.is_dir() else path
+    return sha256_file(file) if file is not None and file.is_file() else None
 
 
 def _request(scan: Scan) -> dict[str, Any]:

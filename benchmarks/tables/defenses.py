@@ -44,7 +44,7 @@ def defense_table() -> str:
     lines = [_line(rows, defense, _shared(rows, defenses)) for defenses in (FAST, RELEASED) for defense in defenses]
     header = (
         "victims", "defense", "mean DER", "mean ASR %", f"ASR at most {TARGET} %", "highest ASR %",
-        "most above the float model's", "mean CDA lost to float", "most",
+        "most above the float model's", "mean above its own base rate (victims)", "mean CDA lost to float", "most",
     )  # fmt: skip
     return markdown_rows(header, lines)
 
@@ -55,7 +55,7 @@ def victim_table() -> str:
     lines = [_victim_line(rows, clean, victim) for victim in _shared(rows, FAST)]
     header = (
         "victim", "grid", "float CDA %", "clean ASR %", "float ASR %", "nearest ASR %", "reflect ASR %",
-        "invariant ASR %", "reflect CDA lost", "invariant CDA lost",
+        "invariant ASR %", "without trigger %", "reflect CDA lost", "invariant CDA lost",
     )  # fmt: skip
     return markdown_rows(header, lines)
 
@@ -68,6 +68,7 @@ def _victim_line(rows: Rows, clean: dict[str, ResultRow], victim: Victim) -> tup
     return (
         _name(victim), scheme, f"{start.cda:.2f}", f"{_percent(control.asr):.2f}", f"{_percent(start.asr):.2f}",
         *(f"{_percent(rows[(*victim, defense)].asr):.2f}" for defense in ("nearest", "reflect", "invariant")),
+        _or_dash(rows[(*victim, "invariant")].base_rate),
         *(f"{value:.2f}" for value in lost),
     )  # fmt: skip
 
@@ -98,6 +99,7 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
     ratings = [defense_effectiveness(*pair) for pair in zip(before, own, strict=True)]
     rises = [_percent(row.asr) - _percent(start.asr) for row, start in zip(own, floats, strict=True)]
     losses = [_percent(start.cda) - _percent(row.cda) for row, start in zip(own, floats, strict=True)]
+    excess = [_percent(row.asr) - row.base_rate for row in own if row.base_rate is not None]
     worst = max(range(len(own)), key=lambda index: _percent(own[index].asr))
     return (
         str(len(own)),
@@ -107,6 +109,7 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
         str(sum(_percent(row.asr) <= TARGET for row in own)),
         f"{_percent(own[worst].asr):.2f}, {_name(victims[worst])}",
         f"{max(rises):+.2f}",
+        f"{fmean(excess):+.2f} ({len(excess)})" if excess else "-",
         f"{fmean(losses):.2f}",
         f"{max(losses):.2f}",
     )
@@ -126,6 +129,10 @@ def _newest() -> Rows:
                 found[(row.model, row.attack_variant, row.seed, row.scheme, row.defense_variant)] = row
     awake = {key[:4] for key, row in found.items() if key[4] == "nearest" and _percent(row.asr) >= 80}
     return {key: row for key, row in found.items() if key[:4] in awake or key[4] == "none"}
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _percent(value: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -234,6 +235,14 @@ def test_additional_files_are_named(folder: Path) -> None:
     result = verify(folder)
     assert result.verdict == "FAIL"
     assert "model_int8.onnx was added" in result.checks[0].detail
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "quantized.safetensors", "more"])
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(VerificationError, match=f"{name} is no regular file"):
+        verify(folder)
 
 
 def test_tensors_in_other_files_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
     folder = Path(folder)
     if not folder.is_dir():
         raise VerificationError(f"{folder} is no folder; give the output of `quantinel harden`")
+    _require_files(folder)
     problems = check_manifest(folder)
     stored = read_integers(folder / INTEGERS)
     probe = read_probe(folder)
@@ -65,6 +66,19 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
         reason = "the file computes something else than what was audited, and was not run"
         found += [_not_run("runtime-agrees", _AGREES, reason), _not_run("integer-execution", _EXECUTES, reason)]
     return VerifyResult(checks.verdict(found), found)
+
+
+def _require_files(folder: Path) -> None:
+    """Nothing is a pipe or a device: reading from one would wait for ever.
+
+    Raises:
+        VerificationError: something is.
+    """
+    for item in sorted(folder.iterdir()):
+        if item.exists() and not (item.is_file() or item.is_dir()):
+            raise VerificationError(
+                f"{item} is no regular file, which no hardened folder holds; do not use this folder"
+            )
 
 
 def _hashes_check(problems: list[str]) -> Check:

@@ -109,7 +109,7 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
         str(sum(_percent(row.asr) <= TARGET for row in own)),
         f"{_percent(own[worst].asr):.2f}, {_name(victims[worst])}",
         f"{max(rises):+.2f}",
-        f"{fmean(excess):+.2f} ({len(excess)})" if excess else "-",
+        f"{fmean(excess):+.2f} ({len(excess)})" if len(excess) * 3 > len(own) else "-",
         f"{fmean(losses):.2f}",
         f"{max(losses):.2f}",
     )

@@ -22,6 +22,11 @@ def verdict(checks: Sequence[Check]) -> Verdict:
     return "PASS"
 
 
+def not_run(name: str, title: str, reason: str, required: bool = True) -> Check:
+    """A check that could not judge, and why."""
+    return Check(id=name, title=title, status="not_run", required=required, detail=reason)
+
+
 def integers_check(comparison: IntegerComparison, layers: int) -> Check:
     """The file holds exactly the audited integers."""
     different = next(iter(comparison.different.items()), None)
@@ -56,10 +61,7 @@ def execution_check(scheme: QuantScheme, integer_layers: int, layers: int, in_fl
     """No layer fell back to float arithmetic."""
     title = "Every convolution and linear layer executes in integers"
     if scheme.activations == "none":
-        return Check(
-            id="integer-execution", title=title, status="not_run", required=False,
-            detail="weight-only schemes multiply in float by design",
-        )  # fmt: skip
+        return not_run("integer-execution", title, "weight-only schemes multiply in float by design", required=False)
     return Check(
         id="integer-execution",
         title=title,
@@ -90,17 +92,15 @@ def agreement_check(floating: EvaluationRow, hardened: EvaluationRow, scheme: Qu
     title = "On clean images the file answers as the float model does"
     rate = hardened.agreement
     if rate is None or rate.percent is None:
-        return Check(
-            id="behaviour-kept", title=title, status="not_run", required=True,
-            detail="there are no images to evaluate on; give some with --data, or more",
-        )  # fmt: skip
+        return not_run("behaviour-kept", title, "there are no images to evaluate on; give some with --data, or more")
     kept = f"{rate.percent:.2f} % of {rate.n} images"
     if different < MIN_EVALUATION and rate.interval95[1] >= limit:
-        return Check(
-            id="behaviour-kept", title=title, status="not_run", required=True,
-            detail=f"{kept}, limit {limit:g} %: {different} different images to evaluate on say too little, at least "
+        return not_run(
+            "behaviour-kept",
+            title,
+            f"{kept}, limit {limit:g} %: {different} different images to evaluate on say too little, at least "
             f"{MIN_EVALUATION} are needed; give more with --data, or fewer --calibration-images",
-        )  # fmt: skip
+        )
     accuracy = ""
     if floating.cda is not None and hardened.cda is not None:
         accuracy = f"; accuracy {floating.cda.percent:.2f} % in float, {hardened.cda.percent:.2f} % in the file"
@@ -134,25 +134,29 @@ def trigger_check(floating: EvaluationRow, hardened: EvaluationRow, given: bool,
     """
     title = "The given trigger does not work on the deployed file"
     if not given:
-        return Check(
-            id="trigger-asleep", title=title, status="not_run", required=False,
-            detail="no trigger was given (--trigger, --target); `quantinel scan` searches for unknown ones",
-        )  # fmt: skip
+        return not_run(
+            "trigger-asleep",
+            title,
+            "no trigger was given (--trigger, --target); `quantinel scan` searches for unknown ones",
+            required=False,
+        )
     if hardened.asr is None or floating.asr is None or hardened.asr.percent is None or floating.asr.percent is None:
-        return Check(
-            id="trigger-asleep", title=title, status="not_run", required=True,
-            detail=f"{unmeasured_trigger(floating.cda is not None, images)}; give images of other classes with --data",
-        )  # fmt: skip
+        return not_run(
+            "trigger-asleep",
+            title,
+            f"{unmeasured_trigger(floating.cda is not None, images)}; give images of other classes with --data",
+        )
     bare = None if hardened.base_rate is None else hardened.base_rate.percent
     limit = max(MAX_ASR, floating.asr.percent, bare or 0.0)
     low, high = hardened.asr.interval95
     measured = f"attack success {hardened.asr.percent:.2f} % [{low:.2f}, {high:.2f}] of {hardened.asr.n} images"
     if hardened.asr.n < MIN_EVALUATION and low <= limit:
-        return Check(
-            id="trigger-asleep", title=title, status="not_run", required=True,
-            detail=f"{measured}: too few of other classes than the trigger's target, at least {MIN_EVALUATION} are "
+        return not_run(
+            "trigger-asleep",
+            title,
+            f"{measured}: too few of other classes than the trigger's target, at least {MIN_EVALUATION} are "
             "needed; give more with --data",
-        )  # fmt: skip
+        )
     return Check(
         id="trigger-asleep",
         title=title,

@@ -80,6 +80,11 @@ class ArtefactComparison:
     other: float
 
 
+def shipped_file(path: Path) -> Path:
+    """The file that is meant: of a hardened folder, its model."""
+    return path / "model.onnx" if path.is_dir() else path
+
+
 def compare_artefact(
     graph: FloatGraph, path: Path, images: ImageSet | None = None, schemes: Sequence[QuantScheme] = ()
 ) -> ArtefactComparison:
@@ -97,7 +102,7 @@ def compare_artefact(
     """
     if path.suffix == ".safetensors":
         return compare_stored(graph, read_integers(path).layers, schemes)
-    return compare_model(graph, load_onnx(path / "model.onnx" if path.is_dir() else path), images, schemes)
+    return compare_model(graph, load_onnx(shipped_file(path)), images, schemes)
 
 
 def compare_stored(

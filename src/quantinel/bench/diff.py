@@ -18,14 +18,14 @@ from typing import Any
 from scipy.stats import fisher_exact
 
 from quantinel.bench.row_file import latest, read_results, read_rows
-from quantinel.bench.rows import Interval, ResultRow
+from quantinel.bench.rows import PERCENTAGES, Interval, ResultRow
 from quantinel.errors import InputError, UsageError
 
 RATES = {"cda": "n_clean", "asr": "n_triggered", "ta": "n_clean"}
 """Rates, and the field that holds the images behind them (TA counts triggered images of every class)."""
 _NO_SETTING = {
     "suite", "cell", "key", "config_sha256", "settings", "status", "error", "published", "extra", "float_cda",
-    "float_asr", *RATES, "base_rate", *(f"{name}_interval" for name in (*RATES, "base_rate")),
+    "float_asr", *PERCENTAGES, *(f"{name}_interval" for name in PERCENTAGES),
 }  # fmt: skip
 
 

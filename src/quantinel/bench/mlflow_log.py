@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from quantinel.bench.row_file import identity
-from quantinel.bench.rows import ResultRow, sha256_of
+from quantinel.bench.rows import PERCENTAGES, ResultRow, sha256_of
 from quantinel.data.guards import import_optional, reason
 from quantinel.errors import OutputError
 
@@ -19,7 +19,7 @@ _PARAMETERS = (
     "calibration", "architecture", "data", "seed", "backend",
 )  # fmt: skip
 _TAGS = ("status", "key", "config_sha256", "version", "commit", "hardware", "command", "error")
-_METRICS = ("cda", "asr", "ta", "base_rate", "float_cda", "float_asr", "n_clean", "n_triggered", "seconds")
+_METRICS = (*PERCENTAGES, "float_cda", "float_asr", "n_clean", "n_triggered", "seconds")
 _LONGEST = 5000
 
 
@@ -91,7 +91,7 @@ class MlflowLog:
 def metrics(row: ResultRow) -> dict[str, float]:
     """Numbers of a row, with the ends of intervals, times of stages, further figures and those of the paper."""
     found = {name: getattr(row, name) for name in _METRICS}
-    for name in ("cda", "asr", "ta", "base_rate"):
+    for name in PERCENTAGES:
         interval = getattr(row, f"{name}_interval")
         if interval is not None:
             found[f"{name}_low"], found[f"{name}_high"] = interval

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from quantinel.bench.row_file import latest
-from quantinel.bench.rows import ResultRow
+from quantinel.bench.rows import PERCENTAGES, ResultRow
 from quantinel.data.guards import import_optional
 from quantinel.files import write_file
 
 _INTEGERS = ("seed", "n_clean", "n_triggered")
-_DOUBLES = ("cda", "asr", "ta", "base_rate", "float_cda", "float_asr", "seconds")
-_INTERVALS = ("cda_interval", "asr_interval", "ta_interval", "base_rate_interval")
+_DOUBLES = (*PERCENTAGES, "float_cda", "float_asr", "seconds")
+_INTERVALS = tuple(f"{name}_interval" for name in PERCENTAGES)
 _JSON = ("published", "stages", "settings", "extra", "devices", "versions")
 
 

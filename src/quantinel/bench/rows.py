@@ -28,6 +28,9 @@ VOLATILE = frozenset(
 """Fields that differ between two runs of the same cell; all others repeat exactly."""
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "safetensors", "scipy")
 
+PERCENTAGES = ("cda", "asr", "ta", "base_rate")
+"""Fields in percent that have an interval, in the field ``NAME_interval``."""
+
 
 class ResultRow(BaseModel):
     """One cell: a model, an attack, a scheme, a defense or a detector, a seed, a backend.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 from quantinel.errors import InputError, UnsupportedError, first_line
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.in_place import functional_module
+from quantinel.model.same_answers import check_any_batch, check_batches, check_same_answers, differ
 
 aten = torch.ops.aten
 
@@ -35,9 +34,6 @@ _IDENTITIES = (
     aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.alpha_dropout.default,
 )  # fmt: skip
 """Operators that change nothing in evaluation mode, once nothing is overwritten in place."""
-
-_ANY_BATCH = 1 << 31
-"""Larger than any batch; the exporter's bound for a free size is larger."""
 
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
 
@@ -136,11 +132,11 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], *, fold_batch_no
     expected = expected.detach()
     if torch.isfinite(expected).all():  # otherwise folding says what is wrong
         check_same_answers(expected, graph_module(example), "random images")
-        _check_batches(module, example, expected)
+        check_batches(module, example, expected)
     normalised = any(node.target in _NORMALISATIONS for node in graph_module.graph.nodes)
     fold(graph_module, batch_norm=fold_batch_norm)
     actual = graph_module(example)
-    if not torch.isfinite(actual).all() or _differ(expected, actual):
+    if differ(expected, actual):
         raise InputError(
             "folding normalisation layers changed the model's outputs beyond rounding; its statistics are "
             "probably degenerate (not finite, or variances near zero): check the BatchNorm buffers"
@@ -167,64 +163,6 @@ def _places(module: nn.Module) -> dict[str, int]:
     return {path.removesuffix(".weight"): first.setdefault(id(tensor), len(first)) for path, tensor in tensors}
 
 
-def _differ(expected: Tensor, actual: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether two sets of logits lie further apart than rounding explains."""
-    spread = float(expected.abs().max().clamp_min(1.0))
-    return not (math.isfinite(spread) and float((expected - actual).abs().max()) <= tolerance * spread)
-
-
-def check_same_answers(expected: Tensor, actual: Tensor, images: str, tolerance: float = 1e-3) -> None:
-    """The graph, on which everything is judged, answers as the model itself does.
-
-    Args:
-        expected: logits (N, K) of the module.
-        actual: logits (N, K) of its graph.
-        images: what they were computed on, for the message.
-        tolerance: as a share of the largest logit.
-
-    Raises:
-        UnsupportedError: it does not.
-        InputError: the model's answers are not finite.
-    """
-    if not torch.isfinite(expected).all():
-        raise InputError(f"the model's outputs are not finite on {images}; check its weights")
-    if expected.shape != actual.shape or _differ(expected, actual, tolerance):
-        raise UnsupportedError(
-            f"the traced graph answers otherwise than the model itself on {images}; make sure that the model is "
-            "deterministic, keeps nothing between calls, and has no branch in Python that depends on the images"
-        )
-
-
-def _check_batches(module: nn.Module, example: Tensor, expected: Tensor) -> None:
-    """An image is answered in the same way alone, which is how deployed models are asked, and beside others.
-
-    Raises:
-        UnsupportedError: it is not.
-    """
-    for chosen in ([0], [0, 1, 0]):
-        answers = module(example[chosen]).detach()
-        if answers.shape != expected[chosen].shape or _differ(expected[chosen], answers):
-            raise UnsupportedError(
-                f"the model answers an image otherwise in a batch of {len(chosen)} than in one of {len(example)}; it "
-                "must not depend on the other images (statistics of the batch), nor on their number (a branch in "
-                "Python, squeeze() without a dimension)"
-            )
-
-
-def _check_any_batch(program: ExportedProgram) -> None:
-    """The one graph holds for every batch size.
-
-    Raises:
-        UnsupportedError: a branch in Python, of which export follows one way, asks for the batch size.
-    """
-    for limits in program.range_constraints.values():
-        if limits.lower > 2 or limits.upper < _ANY_BATCH:
-            raise UnsupportedError(
-                f"the model does something else where the batch size is not {limits.lower} to {limits.upper}; remove "
-                "the branch that asks for the number of images"
-            )
-
-
 def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
     batch = torch.export.Dim.DYNAMIC
     logger = logging.getLogger("torch")
@@ -234,7 +172,7 @@ def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
-            _check_any_batch(program)
+            check_any_batch(program)
             return functional_module(program, example)
     except UnsupportedError:
         raise

@@ -23,6 +23,7 @@ from quantinel.audit.scan_report import (
 )
 from quantinel.audit.scan_verdict import findings_of, scan_verdict, suppress, unjudged
 from quantinel.audit.thresholds import Thresholds
+from quantinel.backends.artefact_comparison import shipped_file
 from quantinel.data.images import ImageSet
 from quantinel.files import sha256_file
 from quantinel.pipeline.identity import describe_images, describe_labels, environment
@@ -99,8 +100,8 @@ def _expected(options: ScanOptions) -> set[str]:
 
 
 def _artefact_sha256(path: Path | None) -> str | None:
-    """Of the shipped file, or of the model in a hardened folder; None where there is none."""
-    file = path / "model.onnx" if path is not None and path.is_dir() else path
+    """Of the shipped file; None where there is none."""
+    file = None if path is None else shipped_file(path)
     return sha256_file(file) if file is not None and file.is_file() else None
 
 

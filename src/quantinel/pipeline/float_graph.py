@@ -7,8 +7,9 @@ from torch import Tensor
 
 from quantinel.data.images import ImageSet, as_float
 from quantinel.data.triggers import Trigger
-from quantinel.model.graph import FloatGraph, check_same_answers, trace
+from quantinel.model.graph import FloatGraph, trace
 from quantinel.model.loading import LoadedModel
+from quantinel.model.same_answers import check_same_answers
 from quantinel.pipeline.measure import stamp
 
 _IMAGES = 8

@@ -64,7 +64,10 @@ def verify(folder: str | Path, data: ImageSet | None = None) -> VerifyResult:
         found += _behaviour(file, stored, probe, data)
     else:
         reason = "the file computes something else than what was audited, and was not run"
-        found += [_not_run("runtime-agrees", _AGREES, reason), _not_run("integer-execution", _EXECUTES, reason)]
+        found += [
+            checks.not_run("runtime-agrees", _AGREES, reason),
+            checks.not_run("integer-execution", _EXECUTES, reason),
+        ]
     return VerifyResult(checks.verdict(found), found)
 
 
@@ -107,7 +110,7 @@ def _behaviour(
     else:
         reason = "the folder holds no probe, so that agreement with the audited simulation could not be tested"
         advice = "" if data is not None else "; run the file on images with --data, or harden without --no-probe"
-        found.append(_not_run("runtime-agrees", _AGREES, reason + advice, required=data is None))
+        found.append(checks.not_run("runtime-agrees", _AGREES, reason + advice, required=data is None))
     if data is not None:
         if data.shape != session.input_shape:
             raise VerificationError(
@@ -138,7 +141,3 @@ def _fitting(probe: tuple[Tensor, Tensor], session: Session, stored: StoredInteg
             f"{spanned:.3g}, so that no difference would show; harden the model again"
         )
     return images, logits
-
-
-def _not_run(name: str, title: str, reason: str, required: bool = True) -> Check:
-    return Check(id=name, title=title, status="not_run", required=required, detail=reason)

@@ -8,9 +8,9 @@ cross-entropy, backward, optimiser; with as many images as the attack ran throug
 clean and triggered images, once for each branch), and a pass without gradients for those that it ran so (a teacher's).
 So 1 means that an attack costs its forward passes and nothing else; projections, fake quantization, masks and stamping
 are what is above it. One thread, random weights, bundled images; the gate is not reached. Float32, or with
---mixed-precision the attack in bfloat16 beside the same plain loop in float32: that pays where the processor has
-instructions for it (AMX, AVX512-BF16), and costs where they are emulated. Ratios are taken
-step by step (A B A B ...). Appends one row per attack to benchmarks/results/speed.jsonl unless --dry-run.
+--mixed-precision the attack in bfloat16 beside the same plain loop in float32, also on processors that have no
+instructions for it (AMX, AVX512-BF16), where attacks would leave it out: this shows why. Ratios are taken step by
+step (A B A B ...). Appends one row per attack to benchmarks/results/speed.jsonl unless --dry-run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -127,7 +128,8 @@ def measure(
 
     model.module.register_forward_pre_hook(count)
     runtime = Runtime(progress=after_step, should_stop=lambda: len(ours) >= steps)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Interrupted):
+    imitated = mock.patch("quantinel.training.mixed_precision.emulated", return_value=False)
+    with imitated, tempfile.TemporaryDirectory() as folder, contextlib.suppress(Interrupted):
         config = configured(attack, batch_size, mixed_precision)
         attack.run(model, data, data, config, Path(folder, "victim"), runtime=runtime)
     return ours, theirs

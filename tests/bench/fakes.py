@@ -54,6 +54,8 @@ settings = { plant_steps = 4 }
 method = "efrap-released"
 settings = { iterations = 5 }
 """
+ABOUT = {"architecture": "a", "attack": "none", "weights_sha256": "f" * 64}
+"""What stages say of the model."""
 SMALL = HEAD + '[[cells]]\nmodels = "v"\nschemes = "own"\ndefenses = "nearest"\n'
 
 
@@ -112,7 +114,7 @@ def fake_stage(job: Any) -> None:
     job.write_json("value.json", {"config": dict(job.config), "above": above})
     job.write_json(
         "evaluation.json",
-        {"row": fake_figures().model_dump(mode="json"), "extra": {}, "architecture": "a", "attack": "none"},
+        {"row": fake_figures().model_dump(mode="json"), "extra": {}, **ABOUT},
     )
     job.write_json(
         "detection.json",
@@ -120,8 +122,7 @@ def fake_stage(job: Any) -> None:
             "score": 1.5,
             "statistics": {"p": 2.0, "score": 9.0, "images": 9.0},
             "images": 0,
-            "architecture": "a",
-            "attack": "none",
+            **ABOUT,
         },
     )
     if do == "gate":

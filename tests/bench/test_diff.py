@@ -79,6 +79,15 @@ def test_states_cells_and_settings_are_compared() -> None:
     assert not repaired.significant
 
 
+def test_another_training_is_named_where_both_rows_say_which_they_are_of() -> None:
+    suite = made_suite()
+    one, two, old = (made_row(suite, NEAREST, weights_sha256=value) for value in ("a" * 64, "b" * 64, None))
+    (cell,) = diff([one], [two]).cells
+    assert cell.settings == {"weights_sha256": ("a" * 64, "b" * 64)}
+    assert not diff([one], [one]).cells
+    assert not diff([old], [one]).cells
+
+
 def test_figures_without_a_test_are_listed() -> None:
     suite = made_suite()
     found = diff([made_row(suite, SCORE, extra={"score": 0.5})], [made_row(suite, SCORE, extra={"score": 0.1})])

@@ -12,6 +12,8 @@ from quantinel.bench.runner import Options, Summary, run_suite
 from quantinel.bench.store import Store, check_stored
 from quantinel.bench.suite import Suite
 from quantinel.errors import InputError
+from quantinel.model.loading import bundled_model
+from quantinel.model.victim import read_manifest
 
 MANY = (
     HEAD
@@ -70,6 +72,7 @@ def test_every_cell_is_a_row_and_a_second_run_adds_none(tmp_path: Path, suite: S
     assert set(rows["fresh/short/int8/nearest/s0"].stages) == {"train", "attack", "compress", "defend", "evaluate"}
     assert rows["fresh/short/int8/nearest/s0"].devices == {"train": "cpu", "attack": "cpu"}
     assert quick.devices == {}
+    assert {row.weights_sha256 for row in rows.values()} == {"f" * 64}
     second = run(tmp_path, suite)
     assert (second.added, second.ran) == (0, 0)
     assert [row.repeatable() for row in second.rows] == [row.repeatable() for row in first.rows]
@@ -141,6 +144,8 @@ def test_a_bundled_victim_from_end_to_end(tmp_path: Path) -> None:
     assert nearest.extra["layers_equal"] == nearest.extra["layers"]
     assert (nearest.backend, nearest.architecture, nearest.attack) == ("onnxruntime", "resnet20", "pq-backdoor")
     assert isinstance(scan.extra["score"], float)
+    manifest = read_manifest(bundled_model("bundled:victim_int8"))
+    assert {row.weights_sha256 for row in summary.rows} == {manifest.weights_sha256}
     found = list(Store(tmp_path / "store").all())
     assert sorted(stored.stage for _, stored in found) == ["compress", "defend", "detect", "evaluate", "evaluate"]
     for folder, _ in found:

@@ -115,8 +115,9 @@ def test_same_seed_same_weights(attack: Attack, data: ImageSet, tmp_path: Path, 
     ids=lambda a: a.name,
 )
 def test_mixed_precision_changes_the_training_and_not_the_files(
-    attack: Attack, data: ImageSet, tmp_path: Path, no_gate: None
+    attack: Attack, data: ImageSet, tmp_path: Path, no_gate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("quantinel.training.mixed_precision.emulated", lambda: False)
     hashes = set()
     for mixed in (False, True):
         folder = tmp_path / str(mixed)

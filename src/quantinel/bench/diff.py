@@ -219,6 +219,9 @@ def _settings(before: ResultRow, after: ResultRow) -> dict[str, tuple[Any, Any]]
         options = {f"{kind}.{name}": value for kind, chosen in row.settings.items() for name, value in chosen.items()}
         flat.append({**fields, **options})
     old, new = flat
+    if None in (before.weights_sha256, after.weights_sha256):  # rows of earlier code do not say
+        for fields in flat:
+            fields.pop("weights_sha256", None)
     return {
         name: (old.get(name), new.get(name)) for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)
     }

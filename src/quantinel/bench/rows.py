@@ -48,6 +48,8 @@ class ResultRow(BaseModel):
         compressor: what compresses, e.g. static-ptq; "none" for float.
         calibration: data set (label in the suite) that calibrates.
         architecture, data: network and evaluation images.
+        weights_sha256: of the float model's weights file, as in a victim's manifest: which training a row is of.
+            None for failed cells and in rows of earlier code.
         seed: of the attack's training, the calibration draw and the defense.
         backend: float, simulated, onnxruntime.
         cda, asr, ta: percent, or None where not measured.
@@ -86,6 +88,7 @@ class ResultRow(BaseModel):
     calibration: str = ""
     architecture: str
     data: str
+    weights_sha256: str | None = None
     seed: int
     backend: Backend
     cda: float | None = None

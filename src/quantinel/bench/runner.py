@@ -209,7 +209,7 @@ def row_of(suite: Suite, plan: Plan, work: Work, results: dict[str, Result]) -> 
         assert base is not None
         floating = EvaluationRow.model_validate(read_json(base / EVALUATION)["row"])
         figures, extra = measured(EvaluationRow.model_validate(found["row"]), floating), found["extra"]
-    about = {name: found[name] for name in ("architecture", "attack")}
+    about = {name: found[name] for name in ("architecture", "attack", "weights_sha256")}
     return ResultRow(**{**common, **made, **status, **about, **figures, "extra": extra})
 
 

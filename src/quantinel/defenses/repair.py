@@ -29,6 +29,7 @@ from quantinel.model.loading import LoadedModel
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.training.batches import random_crop_flip
 from quantinel.training.folding import folded_norms
+from quantinel.training.mixed_precision import autocast
 from quantinel.training.run import Loss, TrainingRun
 from quantinel.training.runtime import Runtime
 from quantinel.training.schedule import Schedule, steps_of
@@ -85,7 +86,7 @@ class Network(nn.Module):
     Args:
         module: takes float images (N, C, H, W) in [0, 1].
         branch: how its layers differ.
-        mixed_precision: run in bfloat16.
+        mixed_precision: run in bfloat16, where the processor computes it.
     """
 
     def __init__(self, module: nn.Module, branch: Branch, mixed_precision: bool) -> None:
@@ -98,7 +99,7 @@ class Network(nn.Module):
         """Logits (N, K) float32."""
         if self._branches is not None:
             return self._branches(images)[0]
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
+        with autocast(images.device, self.mixed_precision):
             logits: Tensor = self.module(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
 

@@ -28,6 +28,7 @@ from quantinel.errors import GateError, Interrupted, UsageError
 from quantinel.model.loading import LoadedModel
 from quantinel.training.batches import Order
 from quantinel.training.checkpoints import Checkpoint, State, under
+from quantinel.training.mixed_precision import autocast
 from quantinel.training.runtime import Runtime
 from quantinel.training.schedule import Schedule
 
@@ -125,7 +126,7 @@ class TrainingRun:
 
         Args:
             batches: images in [0, 1] on the device.
-            mixed_precision: run in bfloat16 where that is safe. It blurs 8-bit cells: not for repair phases.
+            mixed_precision: run in bfloat16, where the processor computes it. It blurs 8-bit cells: not for repairs.
         """
         batch = torch.cat(batches) if len(batches) > 1 else batches[0]
         with self.autocast(mixed_precision):
@@ -134,7 +135,7 @@ class TrainingRun:
 
     def autocast(self, enabled: bool) -> torch.autocast:
         """Context of bfloat16 autocast on this device, for losses that run the network themselves."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return autocast(self.device, enabled)
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:

@@ -89,13 +89,14 @@ class Job:
         folded = self.config.get("fold_batch_norm", True)
         return traced(str(self.model_path), self.config.get("architecture"), folded)
 
-    def about(self) -> dict[str, str]:
-        """What a row says of the model: its architecture, and the attack that its manifest names."""
+    def about(self) -> dict[str, str | None]:
+        """What a row says of the model: its architecture, the attack that its manifest names, and its weights."""
         model = self.model()
         attacked = model.victim is not None and model.victim.kind != "clean"
         return {
             "architecture": model.architecture or model.name,
             "attack": model.victim.attack if attacked and model.victim is not None else "none",
+            "weights_sha256": model.sha256,
         }
 
     def write_json(self, name: str, value: Any) -> None:

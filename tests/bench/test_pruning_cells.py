@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from tests.bench.fakes import InProcess
 
 from quantinel.attacks import ATTACKS
 from quantinel.bench.cells import expand, own_deployment
@@ -14,7 +15,6 @@ from quantinel.bench.plan import Plan
 from quantinel.bench.runner import Options, run_suite
 from quantinel.bench.suite import Suite
 from quantinel.bench.suite_files import load_suite
-from quantinel.bench.workers import ProcessWorkers
 from quantinel.data.sources import load_images
 from quantinel.errors import UsageError
 from quantinel.model.loading import bundled_model, load_model
@@ -123,12 +123,8 @@ def test_rows_of_a_bundled_victim(tmp_path: Path) -> None:
         'models = "victim"\nschemes = ["prune-l1-filters-0.3", "prune-magnitude-0.2"]\ndefenses = "none"\n'
         '[[cells]]\nmodels = "victim"\nschemes = "prune-magnitude-0.2+int8"\ndefenses = "nearest"',
     )
-    pool = ProcessWorkers(1, 1)
-    try:
-        options = Options(tmp_path / "results", tmp_path / "store")
-        summary = run_suite(asked, expand(asked), options, pool)
-    finally:
-        pool.close()
+    options = Options(tmp_path / "results", tmp_path / "store")
+    summary = run_suite(asked, expand(asked), options, InProcess())
     rows = {row.scheme: row for row in summary.rows}
     assert {row.status for row in summary.rows} == {"ok"}
     floating, filters = rows["float"], rows["prune-l1-filters-0.3"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.bench.fakes import HEAD, write_suite
+from tests.bench.fakes import HEAD, InProcess, write_suite
 
 from quantinel.bench.cells import expand
 from quantinel.bench.columns import entries
@@ -14,7 +14,6 @@ from quantinel.bench.plan import Plan
 from quantinel.bench.resolved import resolved
 from quantinel.bench.runner import Options, run_suite
 from quantinel.bench.suite import Suite
-from quantinel.bench.workers import ProcessWorkers
 from quantinel.errors import UsageError
 
 SETTINGS = """
@@ -110,11 +109,7 @@ def test_rows_of_a_bundled_victim(tmp_path: Path) -> None:
         'models = "v"\nschemes = "int8"\ndefenses = ["nearest", "through"]\n'
         '[[cells]]\nmodels = "v"\nschemes = "prune-magnitude-0.2"\ndefenses = ["none", "short", "shifted-pruning"]\n',
     )
-    pool = ProcessWorkers(1, 1)
-    try:
-        summary = run_suite(asked, expand(asked), Options(tmp_path / "results", tmp_path / "store"), pool)
-    finally:
-        pool.close()
+    summary = run_suite(asked, expand(asked), Options(tmp_path / "results", tmp_path / "store"), InProcess())
     assert {row.status for row in summary.rows} == {"ok"}
     rows = {(row.scheme, row.defense_variant): row for row in summary.rows}
     repaired = rows["int8", "through"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.bench.fakes import InProcess
 
 from quantinel.bench.cells import expand
 from quantinel.bench.deployment import parse_deployment
@@ -15,7 +16,6 @@ from quantinel.bench.runner import Options, run_suite
 from quantinel.bench.stages.job import traced
 from quantinel.bench.suite import Suite
 from quantinel.bench.suite_files import load_suite
-from quantinel.bench.workers import ProcessWorkers
 from quantinel.errors import UnsupportedError, UsageError
 from quantinel.model.zoo import build
 
@@ -75,11 +75,7 @@ def test_its_name_reads_back(name: str, compressor: str) -> None:
 
 def test_each_makes_a_row_beside_the_same_float_model(tmp_path: Path) -> None:
     asked = suite(tmp_path, list(COMPRESSORS))
-    pool = ProcessWorkers(1, 1)
-    try:
-        rows = run_suite(asked, expand(asked), Options(tmp_path / "results", tmp_path / "store"), pool).rows
-    finally:
-        pool.close()
+    rows = run_suite(asked, expand(asked), Options(tmp_path / "results", tmp_path / "store"), InProcess()).rows
     assert [row.error for row in rows] == [None] * len(rows)
     found = {row.scheme: row for row in rows}
     floating = found.pop("float")

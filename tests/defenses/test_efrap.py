@@ -74,7 +74,7 @@ def test_released_flip_rule(step: float) -> None:
     """Specification of the defenses, 1.3: an isolated weight flips iff its fraction exceeds 0.5 - 12.5 s."""
     fractions = torch.linspace(0.27, 0.49, 45).reshape(1, -1)
     problem = isolated((fractions + 3) * step, step)
-    codes = EFRAPReleased(iterations=2_000, learning_rate=5e-3, batch_size=1).choose(problem)
+    codes = EFRAPReleased(iterations=600, learning_rate=0.015, batch_size=1).choose(problem)
     flipped = codes[0] == 4
     predicted = fractions[0] > 0.5 - 12.5 * step
     assert (flipped == predicted).float().mean() > 0.95

@@ -81,10 +81,10 @@ def test_the_argument_overrides_the_option(odd_graph: FloatGraph, images: ImageS
             assert (left is None and right is None) or torch.equal(left, right)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("size", [1e-8, 1e-20])
+@pytest.mark.parametrize("size", [1e-8, 1e-20, 0.0])
 @pytest.mark.parametrize("scheme", ["int8", "int8-per-tensor"])
 def test_filters_that_are_all_but_zero_keep_their_bias(scheme: str, size: float) -> None:
-    """Their own grid would be so fine that int32 could not hold the bias."""
+    """Their own grid would be so fine that int32 could not hold the bias; that of pruned filters was as coarse as 1."""
     torch.manual_seed(5)
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     with torch.no_grad():

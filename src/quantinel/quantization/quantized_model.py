@@ -188,7 +188,7 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
         assert isinstance(source, fx.Node)
         grid = calibration.activations.get(source.name)
         if bias is not None and grid is not None:
-            scale = _holding(bias, scale, grid.scale)
+            scale = _holding(weight, bias, scale, grid.scale)
         quantized = QuantizedLayer(layer, nearest_codes(weight, scale, scheme), scale)
         if bias is not None and grid is not None:
             quantized = with_bias(quantized, bias, _bias_scale(quantized, grid.scale, len(bias)))
@@ -198,14 +198,19 @@ def quantize_nearest(graph: FloatGraph, calibration: Calibration) -> QuantizedMo
     )
 
 
-def _holding(bias: Tensor, scale: Tensor, input_scale: float) -> Tensor:
+def _holding(weight: Tensor, bias: Tensor, scale: Tensor, input_scale: float) -> Tensor:
     """Weight scales whose accumulator grid holds the bias (O,), with as much room again for its correction.
 
-    Only filters that are all but zero, as weight decay leaves them, need another scale than their own: beside a bias
-    that their grid cannot hold, their weights add next to nothing.
+    Filters that are all but zero, as weight decay leaves them, need another scale than their own: beside a bias that
+    their grid cannot hold, their weights add next to nothing. Those that are zero, as pruning leaves them, have none of
+    their own: theirs is the coarsest of the others, or the finest that holds the bias.
     """
     least = bias.abs().double() * 2 / (input_scale * _INT32)
-    return torch.maximum(scale, (least if len(scale) == len(least) else least.amax(0, keepdim=True)).float())
+    used = (weight != 0).flatten(1).any(1)
+    if len(scale) != len(least):
+        least, used = least.amax(0, keepdim=True), used.any(0, keepdim=True)
+    coarsest = scale[used].amax() if used.any() else scale.new_zeros(())
+    return torch.maximum(torch.where(used | (least == 0), scale, coarsest), least.float())
 
 
 def _bias_scale(layer: QuantizedLayer, input_scale: float, channels: int) -> Tensor:

@@ -51,6 +51,15 @@ def test_without_a_trigger_there_is_no_poison(tmp_path: Path, monkeypatch: pytes
         calibration_images(asked)
 
 
+def test_images_of_one_class(tmp_path: Path) -> None:
+    found = calibration_images(job(tmp_path, calibration_class=3))
+    assert found.labels is not None
+    assert found.labels.tolist() == [3] * 4
+    assert torch.equal(found.images, calibration_images(job(tmp_path, calibration_class=3)).images)
+    with pytest.raises(UsageError, match="calibration_class is 12, and bundled:calibration has no image"):
+        calibration_images(job(tmp_path, calibration_class=12))
+
+
 def test_synthetic_images_come_from_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "quantinel.bench.stages.calibration_images.synthetic_images", lambda graph, count, *, seed: (graph, count, seed)

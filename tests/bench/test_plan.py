@@ -121,6 +121,7 @@ test = "bundled:test"
 calibration = "bundled:calibration"
 calibration_images = 8
 calibration_triggered = 50.0
+calibration_class = 2
 
 [data.made]
 test = "bundled:test"
@@ -163,12 +164,14 @@ def test_a_calibration_set_has_its_own_size_and_triggers(tmp_path: Path) -> None
     suite = write_suite(tmp_path, POISONED)
     made = Plan(suite, expand(suite), None)
     own, half, synthetic = (node for node in made.nodes.values() if node.stage == "compress")
-    assert "triggered_percent" not in own.config
-    assert half.config["triggered_percent"] == 50.0
+    assert not {"triggered_percent", "calibration_class"} & set(own.config)
+    assert (half.config["triggered_percent"], half.config["calibration_class"]) == (50.0, 2)
     assert half.images["calibration"].limit == 8
     assert synthetic.images["calibration"].specification == "synthetic"
     described = {work.cell.calibration: resolved(suite, work.cell)["calibration"] for work in made.work}
-    assert not {"calibration_images", "calibration_triggered"} & set(described["d"])  # as in rows of before
+    assert not {"calibration_images", "calibration_triggered", "calibration_class"} & set(
+        described["d"]
+    )  # as in rows of before
     assert described["half"]["calibration_images"] == 8
 
 

@@ -80,6 +80,15 @@ def test_released_flip_rule(step: float) -> None:
     assert (flipped == predicted).float().mean() > 0.95
 
 
+def test_a_training_that_diverges_is_an_error() -> None:
+    """Regression: NaN is not at least 0, so every weight was rounded down, silently."""
+    problem = isolated(torch.linspace(0.1, 0.9, 9).reshape(1, -1), 0.01)
+    zeros = torch.zeros(4, 1)
+    broken = Chain(zeros, zeros, zeros, lambda x, w: x + torch.inf * w.sum(), 1)
+    with pytest.raises(UsageError, match="layer isolated diverged; lower learning_rate"):
+        EFRAPReleased(iterations=3).choose(dataclasses.replace(problem, chain=broken))
+
+
 def test_soft_weight_starts_at_the_float_weight() -> None:
     weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     scale = weight_scales(weight, QuantScheme())

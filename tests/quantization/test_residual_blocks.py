@@ -82,6 +82,27 @@ def test_every_closed_form_takes_the_option(method: BlockOption, graph: FloatGra
     assert all(outcome.error_chosen is not None for outcome in outcomes)
 
 
+@pytest.mark.parametrize("method", [EFRAP(blocks=True), Invariant(bank=False, search=False, blocks=True)])
+def test_reported_errors_are_the_layers_own(method: BlockOption, graph: FloatGraph, images: ImageSet) -> None:
+    """Regression: with one copy of the images they were errors of the sum, with several the layer's own."""
+    ranges = calibrate(graph, images, parse_scheme("int4-weight-only"))
+    model, outcomes = choose_codes(graph, ranges, method, bias_correction=False)
+    x = images.as_float()
+
+    def outputs(weights: dict[str, Tensor]) -> Tensor:
+        inputs = x
+        for layer in graph.layers[:2]:
+            inputs = F.relu(F.conv2d(inputs, weights[layer.name], graph.bias(layer), padding=1))
+        return F.conv2d(inputs, weights["second"], padding=1)
+
+    floating = {layer.name: graph.weight(layer) for layer in graph.layers}
+    chosen = {name: layer.weight() for name, layer in model.layers.items()}
+    expected = outputs(floating)
+    error = float((outputs(chosen) - expected).square().mean() / expected.square().mean())
+    (reported,) = (outcome.error_chosen for outcome in outcomes if outcome.layer == "second")
+    assert reported == pytest.approx(error, rel=0.02)
+
+
 def test_what_a_connection_owes_counts_by_the_weight_of_its_copy(graph: FloatGraph, images: ImageSet) -> None:
     ranges = calibrate(graph, images, parse_scheme("int4"))
     bare, faint, full = (

@@ -51,9 +51,9 @@ def outputs_check(comparison: OutputComparison) -> Check:
         required=True,
         statistic=comparison.agreement.percent,
         threshold=comparison.tolerance.agreement,
-        detail=f"top-1 agreement {comparison.agreement}; largest logit difference {comparison.max_steps:.2f} output "
-        f"steps (limit {comparison.tolerance.steps:.3g}); {comparison.unexplained} disagreements that rounding cannot "
-        "explain",
+        detail=f"top-1 agreement {comparison.agreement}, which must reach {comparison.tolerance.agreement:g} %; "
+        f"largest logit difference {comparison.max_steps:.2f} output steps (limit {comparison.tolerance.steps:.3g}); "
+        f"{comparison.unexplained} disagreements that rounding cannot explain",
     )
 
 

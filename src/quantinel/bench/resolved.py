@@ -36,7 +36,7 @@ def resolved(suite: Suite, cell: Cell) -> dict[str, Any]:
     }
 
 
-_LATER = ("calibration_images", "calibration_triggered", "test_limit", "trigger_of")
+_LATER = ("calibration_images", "calibration_triggered", "calibration_class", "test_limit", "trigger_of")
 """Options that older rows know nothing of: left out where they are not used, so that those rows stay comparable."""
 
 

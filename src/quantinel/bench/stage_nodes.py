@@ -90,7 +90,7 @@ class StageNodes:
             config |= {"defense": chosen.method.method, "settings": chosen.method.settings, "seed": cell.seed}
         images = {}
         if scheme.searched:  # nothing else depends on images or the seed
-            config |= {"seed": cell.seed, **self._poisoned(cell)}
+            config |= {"seed": cell.seed, **self._unlike(cell)}
             images = {"calibration": self._calibration(cell)}
         return Node(
             "prune", f"prune {_of(cell)} with {scheme.name}{f' and {cell.defense}' if defended else ''}", config,
@@ -142,7 +142,7 @@ class StageNodes:
             "scheme": grid.name,
             **model.traced,
             "seed": cell.seed,
-            **self._poisoned(cell),
+            **self._unlike(cell),
         }
         return Node(
             "compress", f"compress {_of(cell)}{model.after} to {cell.scheme}", config, _modules("compress"),
@@ -158,7 +158,7 @@ class StageNodes:
             "settings": method.settings,
             **model.traced,
             "seed": cell.seed,
-            **self._poisoned(cell),
+            **self._unlike(cell),
         }
         return Node(
             "defend", f"defend {_of(cell)}{model.after} at {cell.scheme} with {label}", config,
@@ -194,7 +194,7 @@ class StageNodes:
             "scheme": cell.scheme,
             "architecture": model.architecture,
             "seed": cell.seed,
-            **self._poisoned(cell),
+            **self._unlike(cell),
         }
         return Node(
             "detect", f"scan {_of(cell)} for {cell.scheme} with {cell.detector}", config,
@@ -221,13 +221,15 @@ class StageNodes:
         count = data.calibration_images or self.suite.run.calibration_images
         return Images(located(source, self.root, where), "train", count, cell.seed, cell.calibration)
 
-    def _poisoned(self, cell: Cell) -> dict[str, Any]:
-        """Options of a stage that reads calibration images with triggers; none for clean ones."""
-        percent = self.suite.data[cell.calibration].calibration_triggered
-        if percent is None:
-            return {}
-        entry, attacked = self.suite.models[cell.model], cell.attack != NONE
-        return {"triggered_percent": percent, "trigger": None if attacked else entry.trigger}
+    def _unlike(self, cell: Cell) -> dict[str, Any]:
+        """Options of a stage whose calibration images are not a clean sample; none for those that are."""
+        data, found = self.suite.data[cell.calibration], dict[str, Any]()
+        if data.calibration_class is not None:
+            found["calibration_class"] = data.calibration_class
+        if data.calibration_triggered is not None:
+            entry, attacked = self.suite.models[cell.model], cell.attack != NONE
+            found |= {"triggered_percent": data.calibration_triggered, "trigger": None if attacked else entry.trigger}
+        return found
 
 
 def _of(cell: Cell) -> str:

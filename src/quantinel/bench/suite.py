@@ -55,6 +55,7 @@ class Data(_Strict):
         calibration_images: how many, instead of the run's number.
         calibration_triggered: share of them that carries the model's own trigger, in percent: a poisoned calibration
             set.
+        calibration_class: take labelled ones of this class alone: what a careless choice of images does.
         train: labelled training images (split train), for attacks and clean training.
         train_limit: train on a class-balanced subset.
         test_limit: judge attacks on such a subset, and evaluate on it too where the run has no limit.
@@ -64,6 +65,7 @@ class Data(_Strict):
     calibration: str | None = None
     calibration_images: int | None = Field(None, ge=2)
     calibration_triggered: float | None = Field(None, gt=0, le=100)
+    calibration_class: int | None = Field(None, ge=0)
     train: str | None = None
     train_limit: int | None = Field(None, ge=1)
     test_limit: int | None = Field(None, ge=1)

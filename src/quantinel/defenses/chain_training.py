@@ -20,8 +20,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from quantinel.errors import UsageError
 from quantinel.quantization.reconstruction import BiasOption, Chain, LayerProblem
-from quantinel.validation import require_non_negative, require_positive_integers
+from quantinel.validation import require_non_negative, require_positive_integers, require_seeds
+
+_LARGEST_RATE, _LARGEST_BATCH = 10.0, 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,13 @@ class ChainOptions(BiasOption):
     seed: int = 1005
 
     def __post_init__(self) -> None:
-        require_non_negative(self, "iterations", "learning_rate", "seed")
+        require_non_negative(self, "iterations", "learning_rate")
         require_positive_integers(self, "batch_size")
+        require_seeds(self, "seed")
+        if self.learning_rate > _LARGEST_RATE:
+            raise UsageError(f"learning_rate is {self.learning_rate!r}; give at most {_LARGEST_RATE:g}")
+        if self.batch_size > _LARGEST_BATCH:
+            raise UsageError(f"batch_size is {self.batch_size!r}; give at most {_LARGEST_BATCH}")
 
 
 class Objective(Protocol):
@@ -99,6 +107,9 @@ def train_chain(
         objective: what the parameter means.
         start: its first value, not changed.
         project: called after every step, changes the parameter in place.
+
+    Raises:
+        UsageError: the training diverged.
     """
     parameter = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([parameter], lr=options.learning_rate)
@@ -115,4 +126,9 @@ def train_chain(
         if project is not None:
             with torch.no_grad():
                 project(parameter)
+    if not torch.isfinite(parameter).all():
+        raise UsageError(
+            f"training the roundings of layer {problem.layer.name} diverged; lower learning_rate, or the weights of "
+            "the penalties"
+        )
     return parameter.detach()

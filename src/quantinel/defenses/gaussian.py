@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale, nearest_codes
-from quantinel.validation import require_choice, require_non_negative
+from quantinel.validation import require_choice, require_non_negative, require_seeds
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Gaussian(BiasOption):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_non_negative(self, "sigma", "seed")
+        require_non_negative(self, "sigma")
+        require_seeds(self, "seed")
         require_choice(self, "unit", ("weight", "step"))
 
     name: ClassVar[str] = "gaussian"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantinel.errors import UsageError
 from quantinel.quantization.reconstruction import LayerOutcome, LayerProblem, Needs, PreparedMethod, RoundingMethod
-from quantinel.validation import require_non_negative
+from quantinel.validation import require_seeds
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RandomFlips(PreparedMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_non_negative(self, "seed")
+        require_seeds(self, "seed")
         for share in (self.fraction, *self.fractions):
             if not 0 <= share <= 1:
                 raise UsageError(f"fraction is {share!r}; give a number from 0 to 1")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantinel.errors import UsageError
 from quantinel.quantization.pruning import PruningScheme, pruning_masks
+from quantinel.validation import require_types
 
 _LARGEST = 0.99
 
@@ -32,6 +33,7 @@ class ShiftedPruning:
     name: ClassVar[str] = "shifted-pruning"
 
     def __post_init__(self) -> None:
+        require_types(self)
         if not -1 < self.shift < 1:
             raise UsageError(f"shift is {self.shift!r}; give a number above -1 and below 1")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
-from quantinel.validation import require_non_negative
+from quantinel.validation import require_seeds
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Stochastic(BiasOption):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_non_negative(self, "seed")
+        require_seeds(self, "seed")
 
     name: ClassVar[str] = "stochastic"
     needs: ClassVar[Needs] = "weights"

@@ -18,6 +18,7 @@ from quantinel.data.triggers import Trigger
 from quantinel.detectors.weight_residuals import Residuals
 from quantinel.model.graph import float_products
 from quantinel.model.loading import LoadedModel
+from quantinel.pipeline.calibration_findings import calibration_findings
 from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment, histogram
 from quantinel.pipeline.measure import Variant, different, evaluation_row, examples, rate
 from quantinel.quantization.quantized_model import QuantizedModel
@@ -96,6 +97,8 @@ def build_report(run: Run) -> Report:
         checks.trigger_check(floating, final, run.trigger is not None, len(run.evaluation)),
     ]
     findings = list(run.input_findings)
+    if not run.synthetic:
+        findings[:0] = calibration_findings(run.calibration, run.verified.simulated.argmax(1))
     woken = checks.trigger_finding(floating, nearest)
     if woken is not None:
         findings.insert(0, woken)

@@ -37,7 +37,7 @@ from quantinel.pipeline.evaluate import check_labels, check_trigger
 from quantinel.pipeline.float_graph import float_graph
 from quantinel.pipeline.graph_check import graph_check
 from quantinel.pipeline.input_findings import input_findings
-from quantinel.pipeline.measure import Variant, run_variant, stamp
+from quantinel.pipeline.measure import Variant, first_copies, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
@@ -176,8 +176,9 @@ def _verify(path: Path, hardened: QuantizedModel, emitted: EmittedGraph, probe: 
     simulation = hardened.simulate()
     simulated = simulated_logits(simulation, probe.images, _BATCH)
     tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step)
-    logits = Session(path).logits(probe.images, _BATCH)
-    outputs = compare_outputs(logits, simulated, hardened.output_step, tolerance)
+    first = first_copies(probe)  # a copy is no further evidence
+    logits = Session(path).logits(probe.images[first], _BATCH)
+    outputs = compare_outputs(logits, simulated[first], hardened.output_step, tolerance)
     ran = execution(path, list(hardened.layers))
     return Verified(comparison, graph_check(model, emitted), outputs, ran, simulated)
 

@@ -53,7 +53,15 @@ def stamp(images: ImageSet, trigger: Trigger, batch_size: int = 500) -> Tensor:
 
 def different(images: ImageSet) -> int:
     """How many of the images are not copies of another."""
-    return len({hashlib.sha256(image.numpy().tobytes()).digest() for image in images.images})
+    return len(first_copies(images))
+
+
+def first_copies(images: ImageSet) -> Tensor:
+    """Indices of the images that are not copies of an earlier one, ascending."""
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(images.images):
+        first.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), index)
+    return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
 def run_variant(

@@ -93,7 +93,7 @@ class LayerProblem:
 
     def generator(self, seed: int) -> torch.Generator:
         """Random numbers of this layer, for a method's own ``seed``."""
-        return torch.Generator().manual_seed(seed + self.index + 1_000_003 * self.seed)
+        return torch.Generator().manual_seed((seed + self.index + 1_000_003 * self.seed) % (1 << 63))
 
 
 class RoundingMethod(Protocol):

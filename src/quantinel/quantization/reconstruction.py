@@ -35,6 +35,7 @@ from quantinel.quantization.layer_problem import (
 )
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.walk import Walk
+from quantinel.validation import require_types
 
 __all__ = [
     "BiasOption",
@@ -84,7 +85,9 @@ def choose_codes(
 
     Raises:
         UnsupportedError: the method needs BatchNorm, and the network has none behind a convolution.
+        UsageError: an option of the method is of another kind than its annotation.
     """
+    require_types(method)
     if isinstance(method, PreparedMethod):
         method = method.prepared(
             lambda other: choose_codes(

@@ -201,10 +201,10 @@ class Walk:
     def _errors(
         self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
     ) -> tuple[float, float]:
-        """Relative output errors of nearest rounding and of the chosen codes, on bare images."""
+        """Relative errors of the layer's own outputs, nearest rounding's and the chosen codes', on bare images."""
         nearest, energy = self.nearest.layers[layer.name], max(statistics.output_energy, 1e-30)
         bare = self.lanes[0]
-        if len(self.lanes) == 1:
+        if len(self.lanes) == 1 and self._connection(node) is None:
             both = nearest.weight(), dequantize(codes, nearest.scale)
             before, after = (statistics.output_error(weight, rounded) for rounded in both)
         else:

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from quantinel.bench.images import SYNTHETIC
-from quantinel.bench.stages.job import Job, traced
+from quantinel.bench.images import SYNTHETIC, Images
+from quantinel.bench.stages.job import Job, loaded_images, traced
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger, trigger_from_dict
 from quantinel.errors import UsageError
@@ -23,16 +23,30 @@ def calibration_images(job: Job) -> ImageSet:
     """Images of the role "calibration", fitted to the model.
 
     Raises:
-        UsageError: triggers are asked for and the model has none.
+        UsageError: triggers are asked for and the model has none, or a class that no image is of.
     """
     asked = job.images["calibration"]
     if asked.specification == SYNTHETIC:
         path, architecture = str(job.model_path), job.config.get("architecture")
         found = _made(path, architecture, asked.limit or SYNTHETIC_IMAGES, asked.seed)
+    elif "calibration_class" in job.config:
+        found = of_class(asked, job.model().input_shape, job.config["calibration_class"])
     else:
         found = job.load("calibration", job.model().input_shape)
     share = job.config.get("triggered_percent", 0.0) / 100.0
     return poisoned(found, share, _trigger(job), job.config["seed"]) if share else found
+
+
+def of_class(asked: Images, shape: tuple[int, int, int], wanted: int) -> ImageSet:
+    """As many images as are asked for, all of one class; fewer where there are not as many."""
+    every = loaded_images(replace(asked, limit=None), shape)
+    fitting = (
+        torch.empty(0, dtype=torch.int64) if every.labels is None else (every.labels == wanted).nonzero().flatten()
+    )
+    if not len(fitting):
+        raise UsageError(f"calibration_class is {wanted}, and {asked.specification} has no image with that label")
+    order = torch.randperm(len(fitting), generator=torch.Generator().manual_seed(asked.seed))
+    return every.take(fitting[order[: asked.limit]])
 
 
 def poisoned(images: ImageSet, share: float, trigger: Trigger, seed: int) -> ImageSet:

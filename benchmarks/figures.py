@@ -63,7 +63,9 @@ def triggered_share(row: ResultRow, suite: Suite) -> float | None:
 
 def flip_share(method: str, row: ResultRow, _: Suite) -> float | None:
     """Percent of all codes that ``method`` moved away from nearest rounding."""
-    if row.defense != method or {"sweeps", "as_many_as"} & row.settings.get("defense", {}).keys():
+    if row.defense != method or row.calibration != row.data:
+        return None
+    if {"sweeps", "as_many_as"} & row.settings.get("defense", {}).keys():
         return None
     return float(row.extra["flips_percent"])
 

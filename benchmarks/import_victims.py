@@ -43,7 +43,8 @@ def problem(manifest: VictimManifest, weights: Path, node: Node) -> str | None:
     config = attack_config(attack.config, node.config["settings"], node.config["schemes"], attack.name)
     if (manifest.attack, manifest.seed, manifest.config) != (attack.name, node.config["seed"], dict(recorded(config))):
         return "made by another attack, with other options or from another seed"
-    if (manifest.architecture, manifest.data) != (node.config["architecture"], node.config["data"]):
+    architecture = node.config["architecture"] or manifest.architecture  # of a network that the suite trains: its own
+    if (manifest.architecture, manifest.data) != (architecture, node.config["data"]):
         return f"a {manifest.architecture} on {manifest.data}"
     if manifest.weights_sha256 != sha256_file(weights):
         return "its weights are not those that its manifest was written for"

@@ -6,11 +6,11 @@ from statistics import fmean
 
 from benchmarks.tables.lines import RESULTS, victim_name
 
+from quantinel.bench.deployment import parse_deployment
 from quantinel.bench.effectiveness import defense_effectiveness
 from quantinel.bench.formats import markdown_rows
 from quantinel.bench.row_file import read_rows
 from quantinel.bench.rows import ResultRow
-from quantinel.quantization.scheme import parse_scheme
 
 SUITES = ("threat-models", "rounding", "triggers", "architectures", "seeds", "unseen")
 FAST = ("nearest", "invariant", "reflect", "efrap")
@@ -116,8 +116,11 @@ def _line(rows: Rows, defense: str, victims: list[Victim]) -> tuple[str, ...]:
 
 
 def _attacked_grid(scheme: str) -> bool:
-    """Float, or a grid of weights and activations that attacks are armed for; dynamic and weight-only ones are not."""
-    return scheme == "float" or parse_scheme(scheme).activations == "static"
+    """Float, or a grid of weights and activations that attacks are armed for, of a network with folded BatchNorm."""
+    if scheme == "float":
+        return True
+    deployment = parse_deployment(scheme)
+    return deployment.fold_batch_norm and deployment.grid is not None and deployment.grid.activations == "static"
 
 
 def _newest() -> Rows:

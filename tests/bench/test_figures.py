@@ -28,6 +28,7 @@ def suite() -> Suite:
             {"models": "victim", "schemes": "int8", "defenses": ["invariant", "reflect", "reflect-b0", "efrap"]},
             {"models": "victim", "schemes": "int8", "defenses": "invariant",
              "calibration": ["images-16", "triggered-10", "synthetic"]},
+            {"models": "victim", "schemes": "int8", "defenses": "efrap", "calibration": "images-16"},
         ],
         published=[],
     )  # fmt: skip
@@ -48,6 +49,8 @@ def test_rows_lie_where_their_options_say(suite: Suite) -> None:
     assert [figures.calibration_size(row, suite) for row in rows] == [None, None, None, 16, None, None, 0]
     assert [figures.triggered_share(row, suite) for row in rows] == [0.0, None, None, None, 10.0, None, None]
     assert [figures.flip_share("efrap", row, suite) for row in rows] == [*[None] * 5, 12.5, None]
+    other = made_row(suite, "victim/none/int8@images-16/efrap/s0", cda=89.0, asr=1.0, extra={"flips_percent": 12.5})
+    assert figures.flip_share("efrap", other, suite) is None
     assert [figures.sweeps("invariant", 5, row, suite) for row in rows] == [5, *[None] * 6]
 
 

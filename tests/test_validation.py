@@ -11,7 +11,7 @@ import pytest
 from quantinel.defenses import LAC, AdaRound, EFRAPReleased, Gaussian, Invariant, RandomFlips, Reflect, Stochastic
 from quantinel.defenses.shifted_pruning import ShiftedPruning
 from quantinel.errors import UsageError
-from quantinel.validation import require_types
+from quantinel.validation import require_non_negative, require_types
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,12 @@ def test_what_fits_its_annotation() -> None:
 def test_what_does_not(name: str, value: object, wanted: str) -> None:
     with pytest.raises(UsageError, match=f"^{name} is .*; give {wanted}$"):
         require_types(Options(**{name: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, "1", object()])
+def test_a_number_is_one_whatever_its_annotation(value: object) -> None:
+    with pytest.raises(UsageError, match=r"^anything is .*; give a number from 0"):
+        require_non_negative(Options(anything=value), "anything")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
 from quantinel.errors import UsageError
@@ -62,17 +62,24 @@ def _kind(hint: typing.Any) -> str:
     return "None" if hint is types.NoneType else _KINDS.get(hint, str(getattr(hint, "__name__", hint)))
 
 
+def _require(
+    options: object, names: Sequence[str], kind: type, accepts: Callable[[typing.Any], bool], wanted: str
+) -> None:
+    """All fields fit their annotations, and the named ones are of a kind of number and accepted."""
+    require_types(options)
+    for name in names:
+        value = getattr(options, name)
+        if not (isinstance(value, kind) and accepts(value)):
+            raise UsageError(f"{name} is {value!r}; give {wanted}")
+
+
 def require_non_negative(options: object, *names: str) -> None:
     """From 0 to 1e15.
 
     Raises:
         UsageError: otherwise.
     """
-    require_types(options)
-    for name in names:
-        value = getattr(options, name)
-        if not 0 <= value <= _LARGEST:
-            raise UsageError(f"{name} is {value!r}; give a number from 0 to {_LARGEST:g}")
+    _require(options, names, Real, lambda value: 0 <= value <= _LARGEST, f"a number from 0 to {_LARGEST:g}")
 
 
 def require_positive(options: object, *names: str) -> None:
@@ -81,11 +88,8 @@ def require_positive(options: object, *names: str) -> None:
     Raises:
         UsageError: otherwise.
     """
-    require_types(options)
-    for name in names:
-        value = getattr(options, name)
-        if not 0 < value <= _LARGEST:
-            raise UsageError(f"{name} is {value!r}; give a number above 0, and at most {_LARGEST:g}")
+    wanted = f"a number above 0, and at most {_LARGEST:g}"
+    _require(options, names, Real, lambda value: 0 < value <= _LARGEST, wanted)
 
 
 def require_positive_integers(options: object, *names: str) -> None:
@@ -94,11 +98,7 @@ def require_positive_integers(options: object, *names: str) -> None:
     Raises:
         UsageError: otherwise.
     """
-    require_types(options)
-    for name in names:
-        value = getattr(options, name)
-        if not (isinstance(value, int | Integral) and int(value) == value and int(value) >= 1):
-            raise UsageError(f"{name} is {value!r}; give an integer of at least 1")
+    _require(options, names, Integral, lambda value: value >= 1, "an integer of at least 1")
 
 
 def require_seeds(options: object, *names: str) -> None:
@@ -107,11 +107,16 @@ def require_seeds(options: object, *names: str) -> None:
     Raises:
         UsageError: otherwise.
     """
-    require_types(options)
-    for name in names:
-        value = getattr(options, name)
-        if not 0 <= value < _SEEDS:
-            raise UsageError(f"{name} is {value!r}; give an integer from 0 to 2^64 - 1")
+    _require(options, names, Integral, lambda value: 0 <= value < _SEEDS, "an integer from 0 to 2^64 - 1")
+
+
+def require_rate(options: object, *names: str) -> None:
+    """Finite, at least 0 and below 1.
+
+    Raises:
+        UsageError: otherwise.
+    """
+    _require(options, names, Real, lambda value: 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def require_choice(options: object, name: str, choices: Sequence[str]) -> None:
@@ -123,16 +128,3 @@ def require_choice(options: object, name: str, choices: Sequence[str]) -> None:
     require_types(options)
     if getattr(options, name) not in choices:
         raise UsageError(f"{name} is {getattr(options, name)!r}; choose one of {', '.join(choices)}")
-
-
-def require_rate(options: object, *names: str) -> None:
-    """Finite, at least 0 and below 1.
-
-    Raises:
-        UsageError: otherwise.
-    """
-    require_types(options)
-    for name in names:
-        value = getattr(options, name)
-        if not 0 <= value < 1:
-            raise UsageError(f"{name} is {value!r}; give a number of at least 0 and below 1")

@@ -12,15 +12,19 @@ from quantinel.training.mixed_precision import autocast, emulated
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _asked_anew() -> Iterator[None]:
+    emulated.cache_clear()
+    yield
+    emulated.cache_clear()
+
+
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(**capabilities: object) -> None:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-        emulated.cache_clear()
 
-    yield pretend
-    monkeypatch.undo()
-    emulated.cache_clear()
+    return pretend
 
 
 def runs_in(enabled: bool) -> torch.dtype:
@@ -54,8 +58,4 @@ def test_bfloat16_elsewhere_and_where_nothing_is_known(
 
 def test_torch_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    emulated.cache_clear()
-    try:
-        assert not emulated()
-    finally:
-        emulated.cache_clear()
+    assert not emulated()

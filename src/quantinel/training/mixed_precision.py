@@ -18,7 +18,7 @@ _INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2")
 def emulated() -> bool:
     """Whether bfloat16 is slower than float32 on this processor: an x86 one without instructions for it.
 
-    Torch before 2.11 does not say; bfloat16 is taken there, as on other architectures.
+    Where torch does not say, as older versions do not, bfloat16 is taken, as on other architectures.
     """
     ask = getattr(torch.cpu, "get_capabilities", None)
     found = {} if ask is None else ask()

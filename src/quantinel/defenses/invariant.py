@@ -12,11 +12,13 @@ with W* the reflected weights, at a smaller lean. One least-squares problem per 
 vectors. Two kinds of stamps:
 
 * a bank of published kinds (`quantinel.inversion.probes`), another one on every image;
-* one trigger found for this very model: a short search by gradient of `quantinel.inversion`, for a small patch that
-  the rounded network obeys on most images and the float network does not. Where there is none, the bank stands alone.
-  No control copies are needed, because nothing is claimed: on a harmless network it is one more stamp. Nor need it be
-  the smallest patch that works: to follow the best one for longer, as the detector does, takes as much time again and
-  leaves accuracy and backdoor as they are.
+* triggers found for this very model, also another one on every image: a short search by gradient of
+  `quantinel.inversion`, from a few starts, for small patches that the rounded network obeys on most images and the
+  float network does not. Where there is none, the bank stands alone. All that work are used, because which of them
+  comes nearest to the attacker's cannot be told, and to follow the best alone leaves more to chance. No control copies
+  are needed, because nothing is claimed: on a harmless network they are more stamps. Nor need they be the smallest
+  patches that work: to follow one for longer, as the detector does, takes as much time again and leaves accuracy and
+  backdoor as they are.
 
 V is floor or ceiling of W on coarse grids. On fine ones that cannot move a layer's outputs enough: there a weight may
 leave its two neighbours by ``room``, a thirty-second of the largest code (3 codes at 8 bits, one at 7, none below).
@@ -66,7 +68,7 @@ class Invariant(Reflect, StampingMethod):
         budget, reach, damping, sweeps, room, bias_correction, blocks: see `Reflect`; the lean is smaller, and where
             the grid is fine there is room.
         bank: stamp one copy of the images with published kinds of triggers.
-        search: stamp one copy with a trigger that is found for the model, if one is.
+        search: stamp one copy with triggers that are found for the model, if any are.
     """
 
     budget: float = 0.001
@@ -78,10 +80,10 @@ class Invariant(Reflect, StampingMethod):
     def stamps(
         self, graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, seed: int
     ) -> Sequence[Stamp]:
-        """The bank, and the trigger if one was found."""
+        """The bank, and the triggers if any were found."""
         bank = probe_bank(calibration.images.shape)
-        found = _searched(graph, calibration, nearest, bank, seed) if self.search else None
-        return [*([_in_turn(bank)] if self.bank else []), *([found.stamp] if found is not None else [])]
+        found = _searched(graph, calibration, nearest, bank, seed) if self.search else []
+        return [*([_in_turn(bank)] if self.bank else []), *([_in_turn(found)] if found else [])]
 
     def stamp_weight(self, scheme: QuantScheme) -> float:
         """Less where there is room."""
@@ -90,29 +92,28 @@ class Invariant(Reflect, StampingMethod):
 
 def _searched(
     graph: FloatGraph, calibration: Calibration, nearest: QuantizedModel, bank: list[Probe], seed: int
-) -> Trigger | None:
-    """A small patch that mostly works on the rounded network alone; None if there is none."""
+) -> list[Trigger]:
+    """Small patches that mostly work on the rounded network alone."""
     errors = rounding_errors(graph, nearest).exaggerated(_EXAGGERATION)
     if not errors.moved:
-        return None
+        return []
     order = torch.randperm(len(calibration.images), generator=torch.Generator().manual_seed(seed))
     images = calibration.images.take(order[:_SEARCH_IMAGES]).as_float()  # sets are often sorted by class
     rounded = errors.rounded()
     rises = Probing(graph, bank, images[:_PROBE_IMAGES]).rises(rounded)
     starts = starts_from(rises, bank, calibration.images.shape, "mask", _STARTS)
     triggers = Inversion(graph, images, "mask", seed).search(rounded, starts, _EFFORT)
-    usable = [trigger for trigger in triggers if trigger.size <= _LARGEST and trigger.gap >= _LEAST_GAP]
-    return min(usable, key=lambda trigger: trigger.loss, default=None)
+    return [trigger for trigger in triggers if trigger.size <= _LARGEST and trigger.gap >= _LEAST_GAP]
 
 
-def _in_turn(bank: Sequence[Probe]) -> Stamp:
-    """Every image with the next probe of a fixed order that mixes the kinds: few images see all of them."""
-    order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0)).tolist()
+def _in_turn(stamps: Sequence[Probe | Trigger]) -> Stamp:
+    """Every image with the next of a fixed order, which mixes the kinds of a bank: few images see all of them."""
+    order = torch.randperm(len(stamps), generator=torch.Generator().manual_seed(0)).tolist()
 
     def stamp(images: Tensor) -> Tensor:
         stamped = images.clone()
-        for index, probe in enumerate(order[: len(images)]):
-            stamped[index :: len(bank)] = bank[probe].stamp(images[index :: len(bank)])
+        for index, chosen in enumerate(order[: len(images)]):
+            stamped[index :: len(stamps)] = stamps[chosen].stamp(images[index :: len(stamps)])
         return stamped
 
     return stamp

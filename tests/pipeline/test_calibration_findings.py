@@ -9,12 +9,12 @@ import torch
 from tests.support import SHAPE, make_images
 from torch import nn
 
+from quantinel.data.copies import first_copies
 from quantinel.data.images import ImageSet
 from quantinel.defenses import Nearest
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline.calibration_findings import calibration_findings
 from quantinel.pipeline.harden import HardenOptions, harden
-from quantinel.pipeline.measure import first_copies
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_copies_and_single_classes_are() -> None:
 
 def test_first_copies_are_in_order() -> None:
     images = make_images(4).take(torch.tensor([1, 1, 0, 3, 0, 2]))
-    assert first_copies(images).tolist() == [0, 2, 3, 5]
+    assert first_copies(images.images).tolist() == [0, 2, 3, 5]
 
 
 def test_a_report_counts_each_picture_once(model: LoadedModel, tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_given_images_come_on_top_of_the_probe(folder: Path) -> None:
     assert status(result)["runtime-consistent"] == "pass"
 
 
+def test_each_picture_counts_once(model: LoadedModel, tmp_path: Path) -> None:
+    """Regression: 40 copies of one picture, given or in the probe, were an agreement of 100.00 % [91.24, 100.00]."""
+    copies = make_images(1).take(torch.zeros(40, dtype=torch.int64))
+    harden(model, make_images(40), tmp_path / "out", HardenOptions(rounding=Nearest()), calibration=copies)
+    checks = {check.id: check for check in verify(tmp_path / "out", copies).checks}
+    for name in ("runtime-agrees", "runtime-consistent"):
+        assert checks[name].status == "pass"
+        assert "n = 1)" in checks[name].detail
+
+
 def test_without_probe_the_simulation_is_not_compared(model: LoadedModel, tmp_path: Path) -> None:
     options = HardenOptions(rounding=Nearest(), calibration_images=16, keep_probe=False)
     harden(model, make_images(48), tmp_path / "out", options)

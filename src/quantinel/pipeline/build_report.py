@@ -13,6 +13,7 @@ from quantinel.audit import checks
 from quantinel.audit.report import Check, EvaluationRow, Finding, LayerRow, Report, Verification
 from quantinel.backends.runtime import Execution, runtime_name
 from quantinel.backends.verification import IntegerComparison, OutputComparison
+from quantinel.data.copies import different
 from quantinel.data.images import ImageSet
 from quantinel.data.triggers import Trigger
 from quantinel.detectors.weight_residuals import Residuals
@@ -20,7 +21,7 @@ from quantinel.model.graph import float_products
 from quantinel.model.loading import LoadedModel
 from quantinel.pipeline.calibration_findings import calibration_findings
 from quantinel.pipeline.identity import describe_images, describe_labels, describe_model, environment, histogram
-from quantinel.pipeline.measure import Variant, different, evaluation_row, examples, rate
+from quantinel.pipeline.measure import Variant, evaluation_row, examples, rate
 from quantinel.quantization.quantized_model import QuantizedModel
 from quantinel.quantization.reconstruction import LayerOutcome, RoundingMethod
 from quantinel.quantization.scheme import QuantScheme
@@ -93,7 +94,7 @@ def build_report(run: Run) -> Report:
         run.verified.graph,
         checks.outputs_check(run.verified.outputs),
         checks.execution_check(run.scheme, execution.integer_layers, len(layers), in_float),
-        checks.agreement_check(floating, final, run.scheme, different(run.evaluation)),
+        checks.agreement_check(floating, final, run.scheme, different(run.evaluation.images)),
         checks.trigger_check(floating, final, run.trigger is not None, len(run.evaluation)),
     ]
     findings = list(run.input_findings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from quantinel.audit.report import Finding
+from quantinel.data.copies import different
 from quantinel.data.images import ImageSet
-from quantinel.pipeline.measure import different
 
 _LEAST_DIFFERENT = 0.5
 _LARGEST_CLASS = 0.8
@@ -22,7 +22,7 @@ def calibration_findings(images: ImageSet, answers: Tensor) -> list[Finding]:
         answers: (N,) classes that the network gives them.
     """
     found = []
-    count, distinct = len(images), different(images)
+    count, distinct = len(images), different(images.images)
     if count > 1 and distinct < _LEAST_DIFFERENT * count:
         found.append(
             Finding(

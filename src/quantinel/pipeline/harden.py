@@ -21,6 +21,7 @@ from quantinel.backends.verification import (
     measure_tolerance,
     simulated_logits,
 )
+from quantinel.data.copies import first_copies
 from quantinel.data.images import ImageSet
 from quantinel.data.sampling import split_calibration
 from quantinel.data.triggers import Trigger, trigger_files
@@ -37,7 +38,7 @@ from quantinel.pipeline.evaluate import check_labels, check_trigger
 from quantinel.pipeline.float_graph import float_graph
 from quantinel.pipeline.graph_check import graph_check
 from quantinel.pipeline.input_findings import input_findings
-from quantinel.pipeline.measure import Variant, first_copies, run_variant, stamp
+from quantinel.pipeline.measure import Variant, run_variant, stamp
 from quantinel.quantization.calibration import Progress, calibrate
 from quantinel.quantization.quantized_model import QuantizedModel, quantize_nearest
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
@@ -176,7 +177,7 @@ def _verify(path: Path, hardened: QuantizedModel, emitted: EmittedGraph, probe: 
     simulation = hardened.simulate()
     simulated = simulated_logits(simulation, probe.images, _BATCH)
     tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step)
-    first = first_copies(probe)  # a copy is no further evidence
+    first = first_copies(probe.images)
     logits = Session(path).logits(probe.images[first], _BATCH)
     outputs = compare_outputs(logits, simulated[first], hardened.output_step, tolerance)
     ran = execution(path, list(hardened.layers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,19 +48,6 @@ def stamp(images: ImageSet, trigger: Trigger, batch_size: int = 500) -> Tensor:
         for start in range(0, len(images), batch_size)
     ]
     return torch.cat(parts) if parts else images.images
-
-
-def different(images: ImageSet) -> int:
-    """How many of the images are not copies of another."""
-    return len(first_copies(images))
-
-
-def first_copies(images: ImageSet) -> Tensor:
-    """Indices of the images that are not copies of an earlier one, ascending."""
-    first: dict[bytes, int] = {}
-    for index, image in enumerate(images.images):
-        first.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), index)
-    return torch.tensor(list(first.values()), dtype=torch.int64)
 
 
 def run_variant(

@@ -10,9 +10,10 @@ from quantinel.audit.judging import Place, class_name
 from quantinel.audit.rules import BEHAVIOUR
 from quantinel.audit.scan_report import ClassShare, ScanCheck, SchemeResult
 from quantinel.backends.verification import simulated_logits
+from quantinel.data.copies import different
 from quantinel.detectors import Residuals, Subject
 from quantinel.pipeline.identity import histogram
-from quantinel.pipeline.measure import different, rate
+from quantinel.pipeline.measure import rate
 
 _TITLE = "On clean images the compressed model answers as the float model does"
 
@@ -38,7 +39,7 @@ def measure_behaviour(scheme: str, subject: Subject) -> tuple[ScanCheck, Answers
         floating=subject.float_logits.argmax(1),
         compressed=compressed.argmax(1),
         num_classes=subject.graph.num_classes,
-        different=different(subject.images),
+        different=different(subject.images.images),
         labels=subject.images.labels,
     )
     names = subject.images.class_names

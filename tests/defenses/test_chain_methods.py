@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import pytest
 import torch
 from tests.defenses.support import correlated, linear_chain, moments_of, output_error, problem
@@ -122,6 +125,19 @@ def test_efrap_flips_without_activations_and_reconstructs_without_flips(guidance
     assert share(1.0, 0.0) > share(0.0, 1.0)
     weak = EFRAPReleased(iterations=400, learning_rate=0.05, flip_weight=0.0, binary_weight=1e-4)
     assert error(weak) < 0.5 * error(Nearest())
+
+
+@pytest.mark.parametrize("normalization", ["released", "paper"])
+def test_a_large_binary_weight_keeps_nearest_codes(normalization: Literal["released", "paper"]) -> None:
+    """Regression: the paper's form ignored it."""
+    options = EFRAPReleased(iterations=300, learning_rate=0.05, flip_weight=0.0, normalization=normalization)
+    clear = (made().cell.fraction - 0.5).abs() > 0.02
+    nearest = Nearest().choose(made())[clear]
+    held = dataclasses.replace(options, binary_weight=1e4).choose(made())
+    assert torch.equal(held[clear], nearest)
+    assert not torch.equal(dataclasses.replace(options, binary_weight=0.0).choose(made())[clear], nearest)
+    default = dataclasses.replace(options, binary_weight=1.0 if normalization == "paper" else 0.01)
+    assert torch.equal(options.choose(made()), default.choose(made()))
 
 
 def test_guidance_by_rows() -> None:

@@ -13,9 +13,9 @@ from quantinel.data.images import ImageSet
 from quantinel.defenses import EFRAP, Invariant, Reflect
 from quantinel.model.graph import FloatGraph, trace
 from quantinel.quantization.calibration import calibrate
+from quantinel.quantization.nodes import residual_connection
 from quantinel.quantization.reconstruction import BlockOption, choose_codes
 from quantinel.quantization.scheme import parse_scheme
-from quantinel.quantization.walk import residual_connection
 
 
 class Residual(nn.Module):

@@ -1,14 +1,15 @@
 """Adam on one layer chain: what the released methods of this family share.
 
-EFRAP, LAC and AdaRound train one tensor per layer so that the chain (layer, ReLU, activation quantizer) keeps the
+EFRAP, LAC and AdaRound train one tensor per layer so that the chain (layer, ReLU, quantizers) keeps the
 float network's outputs on calibration images; they differ in the tensor, in how weights follow from it, and in
 penalties. Schedule and reconstruction term are those of the authors' code (specification of the defenses, 1.2 and
 2.2): Adam at a constant rate, one random batch of 32 cached inputs a step, squared differences summed over channels
 and averaged over images and positions.
 
 Deviations: a batch is drawn image by image, with replacement, where the released code draws one of its cached batches;
-and the chain ends behind a ReLU-like activation, where the released one goes on through whatever comes before the next
-layer or addition: pooling, and other activations such as GELU.
+and the chain ends behind BatchNorm (where it was left in place) and a ReLU-like activation, where the released one goes
+on through whatever comes before the next layer or addition: pooling, and other activations such as GELU. Inputs are
+those of the quantized prefix; the released code can also take the float network's, or drop quantization at random.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Egashira et al., "Exploiting LLM Quantization", NeurIPS 2024: the defense that the attack's own paper proposes (i.i.d.
 noise of one absolute sigma on every parameter; specification of the defenses, 5.1, read in the released code). sigma
 = 1e-3 was the best value for their language model; that says nothing about a convolutional network, so ``unit =
-"step"`` measures sigma in steps of each channel's grid (0.5 is the half interval of the rounding, the
-interval-calibrated choice of an unreviewed follow-up).
+"step"`` measures sigma in steps of each channel's grid (0.5 is the half interval of the rounding; an unreviewed
+follow-up takes the median of the half intervals of a layer, or of the network, instead of each channel's own).
 
 Deviations: only quantized weights get noise (biases and activations have grids of their own here), and the grid is
 that of the weights without noise, because scales are fixed before integers are chosen; published code quantizes the

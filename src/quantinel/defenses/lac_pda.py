@@ -87,7 +87,7 @@ class LACPDA(LACOptions):
                 targets.append(reconstruction.targets[part])
             else:
                 with torch.no_grad():
-                    targets.append(chain.rectify(chain.layer(chain.floating[part] + (moved - batch), weight)))
+                    targets.append(chain.follow(chain.layer(chain.floating[part] + (moved - batch), weight)))
         return Reconstruction(chain, torch.cat(inputs), torch.cat(targets))
 
     def approximate(self, chain: Chain, weight: Tensor, batch_norm: FoldedBatchNorm, clean: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from quantinel.quantization.nodes import along
 from quantinel.quantization.quantized_model import QuantizedLayer, with_bias
 
 
@@ -38,6 +39,4 @@ def correct_bias(
         corrected = with_bias(layer, bias + shift, layer.bias_scale)
     stored = corrected.bias()
     assert stored is not None
-    shape = [1] * actual.ndim
-    shape[dimension] = -1
-    return corrected, (stored - bias).reshape(shape)
+    return corrected, along(stored - bias, actual, dimension)

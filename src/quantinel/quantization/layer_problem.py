@@ -29,7 +29,7 @@ def _unchanged(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chain:
-    """A layer with the rectifier and activation quantizer that follow it, as the released methods train it.
+    """A layer with the BatchNorm, rectifier and activation quantizer behind it, as the released methods train it.
 
     Attributes:
         inputs: (N, ...) quantized prefix.
@@ -37,7 +37,9 @@ class Chain:
         targets: (N, O, ...) float outputs of the chain, from float inputs.
         layer: maps (inputs, weight) to the layer's outputs, bias included; differentiable.
         channel_dimension: 1 for convolutions and (N, O) outputs, -1 for token sequences.
-        rectify: the ReLU-like activation behind the layer.
+        follow: what stands between it and the next activation quantizer: BatchNorm where it was left in place, a
+            ReLU-like activation.
+        quantize_layer: fake quantization of the layer's own outputs, where something follows it.
         quantize: fake quantization behind that, with straight-through gradients.
     """
 
@@ -46,12 +48,13 @@ class Chain:
     targets: Tensor
     layer: Callable[[Tensor, Tensor], Tensor]
     channel_dimension: int
-    rectify: Callable[[Tensor], Tensor] = _unchanged
+    follow: Callable[[Tensor], Tensor] = _unchanged
+    quantize_layer: Callable[[Tensor], Tensor] = _unchanged
     quantize: Callable[[Tensor], Tensor] = _unchanged
 
     def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Outputs of the quantized chain."""
-        return self.quantize(self.rectify(self.layer(inputs, weight)))
+        return self.quantize(self.follow(self.quantize_layer(self.layer(inputs, weight))))
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from quantinel.errors import InputError
-from quantinel.model.graph import FloatGraph, Layer, aten
+from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
+from quantinel.quantization.layer_chain import layer_chain
 from quantinel.quantization.layer_problem import (
     BlockOption,
-    Chain,
     LayerOutcome,
     LayerProblem,
     LeaningMethod,
@@ -24,25 +22,13 @@ from quantinel.quantization.layer_problem import (
     Stamp,
     StampingMethod,
 )
-from quantinel.quantization.placement import is_rectifier
+from quantinel.quantization.nodes import Lane, along, call, channel_dimension, residual_connection, source_of
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
 from quantinel.quantization.rounding import dequantize, rounding_cell
 from quantinel.quantization.statistics import InputStatistics, input_statistics
 
 _POSITIONS = 4096
 _POSITIONS_PER_INPUT = 8
-
-
-@dataclass
-class Lane:
-    """Values by node of one set of images, in both networks."""
-
-    floating: dict[fx.Node, Any] = field(default_factory=dict)
-    quantized: dict[fx.Node, Any] = field(default_factory=dict)
-
-    def unchanged(self, node: fx.Node) -> bool:
-        """Whether both networks have computed the same so far."""
-        return all(self.quantized.get(source) is self.floating.get(source) for source in node.all_input_nodes)
 
 
 class Walk:
@@ -104,10 +90,11 @@ class Walk:
         else:
             for lane in self.lanes:
                 unchanged = lane.unchanged(node)
-                lane.quantized[node] = lane.floating[node] if unchanged else self._call(node, lane.quantized)
-        if node.name in self.points:
+                lane.quantized[node] = lane.floating[node] if unchanged else call(node, lane.quantized)
+        quantize = self._quantizer(node.name)
+        if quantize is not None:
             for lane in self.lanes:
-                lane.quantized[node] = self._quantize_activation(node.name, lane.quantized[node])
+                lane.quantized[node] = quantize(lane.quantized[node])
 
     def _evaluate_float(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -120,19 +107,13 @@ class Walk:
             if node.op == "get_attr":
                 lane.floating[node] = self.graph.module.get_buffer(str(node.target))
             else:
-                lane.floating[node] = self._call(node, lane.floating)
-
-    def _call(self, node: fx.Node, values: Mapping[fx.Node, Any], weight: Tensor | None = None) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda item: values[item])
-        if weight is not None:
-            args = (args[0], weight, *args[2:])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+                lane.floating[node] = call(node, lane.floating)
 
     def _run_chosen(self, layer: Layer, node: fx.Node) -> None:
         """Outputs of a layer with its chosen codes, of all lanes."""
         rounded = dequantize(self.codes[layer.name], self.nearest.layers[layer.name].scale)
         for lane in self.lanes:
-            lane.quantized[node] = self._call(node, lane.quantized, rounded)
+            lane.quantized[node] = call(node, lane.quantized, rounded)
 
     def _correct_bias(self, layer: Layer, node: fx.Node) -> None:
         """Give the layer's outputs for bare images the means of the float network; stamped copies move along."""
@@ -144,18 +125,21 @@ class Walk:
         if other is not None:  # the sum shall have the mean that it has in the float network
             actual = actual - (self.lanes[0].floating[other] - self.lanes[0].quantized[other])
         self.corrected[layer.name], shift = correct_bias(
-            rounded, bias, expected, actual, _channel_dimension(layer, actual)
+            rounded, bias, expected, actual, channel_dimension(layer, actual)
         )
         for lane in self.lanes:
             lane.quantized[node] = lane.quantized[node] + shift
 
-    def _quantize_activation(self, point: str, value: Tensor) -> Tensor:
+    def _quantizer(self, point: str) -> Callable[[Tensor], Tensor] | None:
+        """Fake quantization of the values at a node; None where there is none."""
+        if point not in self.points:
+            return None
         quantize, arguments = self.nearest.activation_quantizer(point)
-        return quantize(value, *arguments)
+        return lambda value: quantize(value, *arguments)
 
     def _statistics(self, layer: Layer, node: fx.Node, weight: Tensor) -> InputStatistics:
         """Second moments of what a layer receives in the quantized network and of what it should receive."""
-        source, other = _source(node), self._connection(node)
+        source, other = source_of(node), self._connection(node)
         per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
         return input_statistics(
             layer,
@@ -202,16 +186,21 @@ class Walk:
         self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
     ) -> tuple[float, float]:
         """Relative errors of the layer's own outputs, nearest rounding's and the chosen codes', on bare images."""
-        nearest, energy = self.nearest.layers[layer.name], max(statistics.output_energy, 1e-30)
-        bare = self.lanes[0]
+        nearest, bare = self.nearest.layers[layer.name], self.lanes[0]
         if len(self.lanes) == 1 and self._connection(node) is None:
             both = nearest.weight(), dequantize(codes, nearest.scale)
             before, after = (statistics.output_error(weight, rounded) for rounded in both)
+            energy = statistics.output_energy
         else:
-            outputs = self._call(node, bare.quantized, nearest.weight()), bare.quantized[node]
-            channels = _channel_dimension(layer, bare.floating[node])
-            before, after = (float((output - bare.floating[node]).square().sum(channels).mean()) for output in outputs)
-        return before / energy, after / energy
+            expected = bare.floating[node]
+            channels = channel_dimension(layer, expected)
+            outputs = call(node, bare.quantized, nearest.weight()), bare.quantized[node]
+            before, after = (float((output - expected).square().sum(channels).mean()) for output in outputs)
+            bias = self.graph.bias(layer)
+            if bias is not None:
+                expected = expected - along(bias, expected, channels)
+            energy = float(expected.square().sum(channels).mean())
+        return before / max(energy, 1e-30), after / max(energy, 1e-30)
 
     def choose(self, layer: Layer, node: fx.Node | None) -> None:
         """Ask the method for the codes of one layer, run it with them, and record the outcome."""
@@ -223,7 +212,7 @@ class Walk:
         if node is not None and self.method.needs != "weights":
             statistics = self._statistics(layer, node, weight)
             if self.method.needs in ("activations", "batch-norm"):
-                chain = self._chain(node, layer)
+                chain = layer_chain(self.graph, layer, node, self.lanes[0], self._quantizer)
         batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
         problem = LayerProblem(
             layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain,
@@ -251,38 +240,6 @@ class Walk:
         if self.progress is not None:
             self.progress("round", len(self.codes), len(self.graph.layers))
 
-    def _chain(self, node: fx.Node, layer: Layer) -> Chain:
-        """Layer, its rectifier if that is its only reader, and the activation quantizer behind them."""
-        reader = next(iter(node.users)) if len(node.users) == 1 else None
-        rectifier = reader if reader is not None and is_rectifier(reader) else None
-        point = (rectifier or node).name
-        bare, source = self.lanes[0], _source(node)
-        constants = {item: bare.quantized[item] for item in node.all_input_nodes}
-        output = bare.floating[node]
-
-        def call(batch: Tensor, weight: Tensor) -> Tensor:
-            result: Tensor = self._call(node, {**constants, source: batch}, weight)
-            return result
-
-        def rectify(value: Tensor) -> Tensor:
-            if rectifier is None:
-                return value
-            result: Tensor = rectifier.target(value, *rectifier.args[1:], **rectifier.kwargs)  # type: ignore[operator]
-            return result
-
-        def quantize(value: Tensor) -> Tensor:
-            return self._quantize_activation(point, value) if point in self.points else value
-
-        return Chain(
-            bare.quantized[source],
-            bare.floating[source],
-            rectify(output),
-            call,
-            _channel_dimension(layer, output),
-            rectify,
-            quantize,
-        )
-
 
 def _check_codes(codes: object, weight: Tensor, method: str, layer: str) -> None:
     """Methods may come from plugins.
@@ -297,26 +254,3 @@ def _check_codes(codes: object, weight: Tensor, method: str, layer: str) -> None
         f"method {method} returned {given} as the codes of {layer}; `choose` must return a tensor of torch.int8 "
         f"{tuple(weight.shape)}"
     )
-
-
-def _source(node: fx.Node) -> fx.Node:
-    """Where a layer's inputs come from."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def residual_connection(node: fx.Node) -> fx.Node | None:
-    """The other summand where the only thing that happens to a tensor is an addition to another of its shape."""
-    reader = next(iter(node.users)) if len(node.users) == 1 else None
-    if reader is None or reader.target is not aten.add.Tensor or reader.kwargs.get("alpha", 1) != 1:
-        return None
-    other = next((item for item in reader.args if item is not node), None)
-    if not isinstance(other, fx.Node):
-        return None
-    shapes = [getattr(item.meta.get("val"), "shape", None) for item in (node, other)]
-    return other if shapes[0] is not None and shapes[0] == shapes[1] else None
-
-
-def _channel_dimension(layer: Layer, output: Tensor) -> int:
-    return 1 if layer.kind == "conv" or output.ndim == 2 else -1

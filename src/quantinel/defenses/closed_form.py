@@ -8,7 +8,7 @@ from torch import Tensor
 from quantinel.quantization.reconstruction import LayerProblem
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
-from quantinel.quantization.solver import RoundingProblem, coordinate_descent
+from quantinel.quantization.solver import LEAST_RIDGE, RoundingProblem, coordinate_descent
 
 
 def grouped(problem: LayerProblem, value: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def reconstruct(
         lowest=grouped(problem, lowest),
         highest=grouped(problem, highest),
         step_cost=None if step_cost is None else grouped(problem, step_cost),
-        ridge=damping * moments.diagonal().mean(dim=1).clamp_min(1e-12),
+        ridge=damping * moments.diagonal().mean(dim=1).clamp_min(LEAST_RIDGE),
         lean=lean,
     )
     codes = coordinate_descent(solver, grouped(problem, cell.nearest), sweeps)

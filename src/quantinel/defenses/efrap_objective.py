@@ -36,7 +36,8 @@ from quantinel.quantization.rounding import broadcast_scale
 
 Guidance = Literal["weight", "neuron", "row"]
 FlipError = Literal["absolute", "step", "neuron", "row"]
-"""Of the closed form: "absolute" is in weight units, the others are in steps with their guidance."""
+"""Of the closed form: "absolute" is in weight units (a layer's own where its weights or inputs are of no ordinary size,
+`quantization.units`), the others are in steps with their guidance."""
 
 
 def guided(error: Tensor, guidance: Guidance) -> Tensor:

@@ -26,6 +26,7 @@ from quantinel.quantization.moments import Moments
 from quantinel.quantization.reconstruction import BiasOption, LayerProblem, Needs
 from quantinel.quantization.rounding import broadcast_scale
 from quantinel.quantization.scheme import QuantScheme
+from quantinel.quantization.solver import LEAST_RIDGE
 from quantinel.quantization.statistics import WIDEST
 from quantinel.validation import require_choice, require_non_negative
 
@@ -92,8 +93,8 @@ class GPTQ(BiasOption):
 def _damped(moments: Moments, begin: int, end: int, damping: float) -> Tensor:
     """H + damping of some columns, float64; inputs that were never seen get a diagonal of their own."""
     gram = moments.block(begin, end).double()
-    ridge = damping * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-12)
-    gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None].clamp_min(1e-12))
+    ridge = damping * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(LEAST_RIDGE)
+    gram.diagonal(dim1=1, dim2=2).add_(ridge[:, None].clamp_min(LEAST_RIDGE))
     return gram
 
 

@@ -63,7 +63,7 @@ class LayerProblem:
 
     Attributes:
         layer: the layer.
-        weight: (O, ...) folded float weight.
+        weight: (O, ...) folded float weight, in a unit of its own where it is of no ordinary size (`units`).
         scale: (O,) or (1,).
         cell: floor, ceiling, fraction and truncation error of every weight.
         scheme: the grid.

@@ -28,6 +28,9 @@ _SHARE_VALUES = 1 << 24
 _FLATTEST = np.float32(1e-30)
 """Curvature of a weight that no image excites: a slope there, of ``step_cost`` alone, takes it to a bound."""
 
+LEAST_RIDGE = 1e-24
+"""Of inputs that were never seen: less than any second moment of those that were, in their units (`units`)."""
+
 
 @dataclass(frozen=True)
 class RoundingProblem:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from quantinel.errors import InputError
+from quantinel.errors import InputError, UsageError
 from quantinel.model.graph import FloatGraph, Layer
 from quantinel.quantization.bias_correction import correct_bias
 from quantinel.quantization.calibration import Calibration, Progress
@@ -26,6 +26,7 @@ from quantinel.quantization.nodes import Lane, along, call, channel_dimension, r
 from quantinel.quantization.quantized_model import QuantizedLayer, QuantizedModel
 from quantinel.quantization.rounding import dequantize, rounding_cell
 from quantinel.quantization.statistics import InputStatistics, input_statistics
+from quantinel.quantization.units import Units, times, unit
 
 _POSITIONS = 4096
 _POSITIONS_PER_INPUT = 8
@@ -137,21 +138,29 @@ class Walk:
         quantize, arguments = self.nearest.activation_quantizer(point)
         return lambda value: quantize(value, *arguments)
 
-    def _statistics(self, layer: Layer, node: fx.Node, weight: Tensor) -> InputStatistics:
+    def _statistics(self, layer: Layer, node: fx.Node, weight: Tensor) -> tuple[InputStatistics, Units]:
         """Second moments of what a layer receives in the quantized network and of what it should receive."""
         source, other = source_of(node), self._connection(node)
         per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
-        return input_statistics(
-            layer,
-            node,
-            weight,
+        received, wanted = (
             self._joined([lane.quantized[source] for lane in self.lanes]),
             self._joined(self._wanted(source)),
+        )
+        units = Units.of(weight, received, wanted)
+        shared, received = wanted is received, times(received, units.inputs)
+        rounding_error = self.nearest.layers[layer.name].weight() - weight if self.leans else None
+        statistics = input_statistics(
+            layer,
+            node,
+            times(weight, units.weight),
+            received,
+            received if shared else times(wanted, units.inputs),
             max_positions=self.max_positions or per_lane * len(self.lanes),
             generator=self.generator,
-            owed=None if other is None else self._owed(other),
-            rounding_error=self.nearest.layers[layer.name].weight() - weight if self.leans else None,
+            owed=None if other is None else times(times(self._owed(other), units.weight), units.inputs),
+            rounding_error=None if rounding_error is None else times(rounding_error, units.weight),
         )
+        return statistics, units
 
     def _wanted(self, node: fx.Node) -> list[Tensor]:
         """What the layer whose turn it is should see of a value, by lane: stamped copies are pulled to the bare images.
@@ -183,23 +192,25 @@ class Walk:
         return joined
 
     def _errors(
-        self, layer: Layer, node: fx.Node, statistics: InputStatistics, weight: Tensor, codes: Tensor
+        self, problem: LayerProblem, node: fx.Node, statistics: InputStatistics, codes: Tensor
     ) -> tuple[float, float]:
         """Relative errors of the layer's own outputs, nearest rounding's and the chosen codes', on bare images."""
-        nearest, bare = self.nearest.layers[layer.name], self.lanes[0]
+        layer, nearest, bare = problem.layer, self.nearest.layers[problem.layer.name], self.lanes[0]
         if len(self.lanes) == 1 and self._connection(node) is None:
-            both = nearest.weight(), dequantize(codes, nearest.scale)
-            before, after = (statistics.output_error(weight, rounded) for rounded in both)
+            both = (dequantize(each, problem.scale) for each in (nearest.codes, codes))
+            before, after = (statistics.output_error(problem.weight, rounded) for rounded in both)
             energy = statistics.output_energy
         else:
             expected = bare.floating[node]
-            channels = channel_dimension(layer, expected)
+            channels, factor = channel_dimension(layer, expected), unit(expected)
+
+            def size(value: Tensor) -> float:
+                return float(times(value, factor).square().sum(channels).mean())
+
             outputs = call(node, bare.quantized, nearest.weight()), bare.quantized[node]
-            before, after = (float((output - expected).square().sum(channels).mean()) for output in outputs)
+            before, after = (size(output - expected) for output in outputs)
             bias = self.graph.bias(layer)
-            if bias is not None:
-                expected = expected - along(bias, expected, channels)
-            energy = float(expected.square().sum(channels).mean())
+            energy = size(expected if bias is None else expected - along(bias, expected, channels))
         return before / max(energy, 1e-30), after / max(energy, 1e-30)
 
     def choose(self, layer: Layer, node: fx.Node | None) -> None:
@@ -207,17 +218,27 @@ class Walk:
         started = time.perf_counter()
         weight = self.graph.weight(layer)
         quantized = self.nearest.layers[layer.name]
-        cell = rounding_cell(weight, quantized.scale, self.calibration.scheme)
-        statistics, chain = None, None
+        statistics, chain, units = None, None, Units(1.0, 1.0)
         if node is not None and self.method.needs != "weights":
-            statistics = self._statistics(layer, node, weight)
+            statistics, units = self._statistics(layer, node, weight)
             if self.method.needs in ("activations", "batch-norm"):
+                _require_ordinary(units, self.method.name, layer.name)
                 chain = layer_chain(self.graph, layer, node, self.lanes[0], self._quantizer)
         batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
+        scaled, scale = times(weight, units.weight), times(quantized.scale, units.weight)
+        cell = rounding_cell(scaled, scale, self.calibration.scheme)
         problem = LayerProblem(
-            layer, weight, quantized.scale, cell, self.calibration.scheme, len(self.codes), statistics, chain,
-            batch_norm, self.seed,
-        )  # fmt: skip
+            layer,
+            scaled,
+            scale,
+            cell,
+            self.calibration.scheme,
+            len(self.codes),
+            statistics,
+            chain,
+            batch_norm,
+            self.seed,
+        )
         codes = self.method.choose(problem)
         _check_codes(codes, weight, self.method.name, layer.name)
         self.codes[layer.name] = codes
@@ -225,7 +246,7 @@ class Walk:
             self._run_chosen(layer, node)
         before = after = None
         if statistics is not None and node is not None:
-            before, after = self._errors(layer, node, statistics, weight, codes)
+            before, after = self._errors(problem, node, statistics, codes)
         self.outcomes.append(
             LayerOutcome(
                 layer.name,
@@ -239,6 +260,20 @@ class Walk:
         )
         if self.progress is not None:
             self.progress("round", len(self.codes), len(self.graph.layers))
+
+
+def _require_ordinary(units: Units, method: str, layer: str) -> None:
+    """Methods that train see weights and inputs as they are.
+
+    Raises:
+        UsageError: the layer's are too large or too small for that.
+    """
+    if not units.ordinary():
+        raise UsageError(
+            f"the weights or inputs of layer {layer} are of a size that no trained network has (ordinary if divided by "
+            f"{1 / units.weight:.0e} and {1 / units.inputs:.0e}), so that {method} cannot train its roundings; choose "
+            "a method of second moments, such as invariant"
+        )
 
 
 def _check_codes(codes: object, weight: Tensor, method: str, layer: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from tests.support import make_images, random_integers
-from torch import nn
+from torch import Tensor, nn
 
 from quantinel.backends.artefact import pack_integers, read_integers
 from quantinel.backends.onnx_qdq import PROFILES, to_onnx
@@ -95,6 +95,37 @@ def test_batch_norm_that_is_not_folded(odd_net: nn.Module, images: ImageSet, sch
     operators = Counter(node.op_type for node in to_onnx(model, PROFILES[profile]).graph.node)
     assert operators["BatchNormalization"] == 2
     check(model, images, profile, "weight-only" not in scheme)
+
+
+class _Tokens(nn.Module):
+    """Linear layers on tokens: in windows, with the batch in the middle, and across tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 4, stride=4)
+        self.windows, self.middle = nn.Linear(32, 32), nn.Linear(32, 32, bias=False)
+        self.across, self.head = nn.Linear(16, 16), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        windows = self.windows(tokens.reshape(-1, 4, 32)).relu().reshape(-1, 16, 32)
+        tokens = self.middle(windows.permute(1, 0, 2)).permute(1, 2, 0)
+        logits: Tensor = self.head(self.across(tokens).mean(2))
+        return logits
+
+
+@pytest.mark.parametrize("profile", ["onnxruntime-x86", "onnxruntime-avx2"])
+@pytest.mark.parametrize("scheme", ["int4-weight-only", "int8-weight-only", "int8-per-tensor-weight-only"])
+def test_float_activations_of_tokens_stay_float(scheme: str, profile: str) -> None:
+    """Regression: ONNX Runtime 1.32 made MatMulNBits of the layers, which rounds activations to 8 bits in blocks."""
+    torch.manual_seed(0)
+    images = make_images(32)
+    model = random_integers(trace(_Tokens().eval(), images.shape), images, scheme)
+    check(model, images, profile, in_integers=False)
+    data = to_onnx(model, PROFILES[profile]).SerializeToString()
+    assert "MatMulNBits" not in execution(data, list(model.layers)).operators
+    plain = Session(data, optimise=False).logits(images.images)
+    assert compare_outputs(Session(data).logits(images.images), plain, model.output_step).max_steps < 1e-3
 
 
 def test_no_float_copy_of_a_weight_is_stored(odd_graph: FloatGraph, images: ImageSet) -> None:

@@ -193,10 +193,26 @@ class _Writer:
             bias = self._bias(layer)
             return self.builder.add("Conv", [x, weight, *bias], node.name, **_conv_attributes(node, layer.codes))
         if rank(source) == 2:
-            weight = self._weight(layer, layer.codes, 0)
-            return self.builder.add("Gemm", [x, weight, *self._bias(layer)], node.name, transB=1)
+            return self._gemm(x, layer, node.name)
+        if self.model.scheme.activations == "none":
+            return self._float_tokens(node, layer, x)
         product = self.builder.add("MatMul", [x, self._weight(layer, layer.codes.t(), 1)], f"{node.name}.product")
         return self._add_bias(node, layer, product, [-1])
+
+    def _gemm(self, x: str, layer: QuantizedLayer, output: str | None = None) -> str:
+        """A linear layer on one row for each image or token."""
+        weight = self._weight(layer, layer.codes, 0)
+        return self.builder.add("Gemm", [x, weight, *self._bias(layer)], output, transB=1)
+
+    def _float_tokens(self, node: fx.Node, layer: QuantizedLayer, x: str) -> str:
+        """A linear layer on tokens whose activations stay float: a Gemm on one row for each token.
+
+        ONNX Runtime 1.32 makes MatMulNBits of a MatMul with a dequantized weight, which rounds activations to 8 bits in
+        blocks. A Gemm stays as it is.
+        """
+        b, shape = self.builder, [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        rows = b.add("Reshape", [x, b.constant([-1, layer.codes.shape[1]], np.int64)])
+        return b.add("Reshape", [self._gemm(rows, layer), b.constant(shape, np.int64)], node.name)
 
     def _add_bias(self, node: fx.Node, layer: QuantizedLayer, value: str, shape: list[int]) -> str:
         bias = self.model.bias(layer)

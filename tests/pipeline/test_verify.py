@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from tests.support import SHAPE, make_images
 from torch import nn
 
+from quantinel.backends.artefact import read_integers
+from quantinel.backends.verification import Tolerance
 from quantinel.data.images import ImageSet
 from quantinel.defenses import Nearest
 from quantinel.errors import VerificationError
@@ -26,6 +28,7 @@ from quantinel.files import sha256_file
 from quantinel.model.loading import LoadedModel, load_model
 from quantinel.pipeline.harden import HardenOptions, harden
 from quantinel.pipeline.verify import VerifyResult, verify
+from quantinel.quantization.scheme import parse_scheme
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,35 @@ def test_each_picture_counts_once(model: LoadedModel, tmp_path: Path) -> None:
     for name in ("runtime-agrees", "runtime-consistent"):
         assert checks[name].status == "pass"
         assert "n = 1)" in checks[name].detail
+
+
+class _Contrast(nn.Module):
+    """Answers to dark images as widely as to bright ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, bias=False)
+        self.norm, self.head = nn.LayerNorm(8, eps=1e-12), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.norm(self.body(self.stem(x).relu()).mean((2, 3))))
+        return logits
+
+
+def test_dynamic_ranges_are_those_of_one_image(tmp_path: Path) -> None:
+    """Regression: answers with the ranges of other batches were compared, and their distance counted as noise."""
+    torch.manual_seed(0)
+    images = make_images(128).images
+    images[:122] //= 64
+    images[:30] = images[0]
+    mixed = ImageSet(images, None, "mixed")
+    options = HardenOptions(scheme=parse_scheme("int8-dynamic"), rounding=Nearest())
+    model = load_model(_Contrast().eval(), input_shape=SHAPE)
+    report = harden(model, make_images(40, seed=1), tmp_path / "out", options, calibration=mixed)
+    result = verify(tmp_path / "out", mixed)
+    compared = [check for check in [*report.checks, *result.checks] if check.id.startswith("runtime-")]
+    assert [check.status for check in compared] == ["pass"] * 3, compared
+    assert read_integers(tmp_path / "out" / "quantized.safetensors").tolerance == Tolerance()
 
 
 def test_without_probe_the_simulation_is_not_compared(model: LoadedModel, tmp_path: Path) -> None:

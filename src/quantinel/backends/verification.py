@@ -21,6 +21,7 @@ from quantinel.errors import VerificationError
 from quantinel.metrics import Proportion, agreement
 from quantinel.quantization.calibration import ActivationParameters
 from quantinel.quantization.quantized_model import QuantizedLayer
+from quantinel.quantization.scheme import QuantScheme
 
 MAX_STEPS = 4.0
 """Largest tolerated logit difference, in output steps (one 255th of the calibrated logit range).
@@ -37,6 +38,10 @@ WIDEST_STEPS = 16.0
 _LOWEST_AGREEMENT = 95.0
 _TOLERANCE_IMAGES = 128
 """Images for the float64 run: double precision has no fast kernels."""
+_TOLERANCE_BATCH = 32
+"""Largest batch of that run: a number takes twice the memory."""
+_COMPARED_BATCH = 64
+"""Images per run where answers are compared: at 224x224, 250 of them take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,15 @@ class OutputComparison:
         )
 
 
+def compared_batch(scheme: QuantScheme) -> int:
+    """Images per run, on both sides, where answers are compared.
+
+    Dynamic activation ranges are those of the batch: there each image runs alone, and its answer depends neither on
+    the images beside it nor on how many of them are copies.
+    """
+    return 1 if scheme.activations == "dynamic" else _COMPARED_BATCH
+
+
 def compare_outputs(
     runtime_logits: Tensor, simulated_logits: Tensor, output_step: float, tolerance: Tolerance | None = None
 ) -> OutputComparison:
@@ -255,7 +269,9 @@ def simulated_logits(module: torch.nn.Module, images: Tensor, batch_size: int = 
 
 
 @torch.inference_mode()
-def measure_tolerance(module: torch.nn.Module, images: Tensor, simulated: Tensor, output_step: float) -> Tolerance:
+def measure_tolerance(
+    module: torch.nn.Module, images: Tensor, simulated: Tensor, output_step: float, batch_size: int = _COMPARED_BATCH
+) -> Tolerance:
     """The tolerance of one model, from two executions that are both correct: float32 and float64 simulation.
 
     In a deep network one activation on the other side of a rounding boundary moves many others: on EfficientNet-Lite0
@@ -267,12 +283,13 @@ def measure_tolerance(module: torch.nn.Module, images: Tensor, simulated: Tensor
         images: (N, C, H, W) uint8.
         simulated: (N, K), its logits on them in float32.
         output_step: unit of differences.
+        batch_size: that of ``simulated``, see `compared_batch`; batches of more than 32 are cut to that.
     """
+    batch_size = min(batch_size, _TOLERANCE_BATCH)
     images, simulated = images[:_TOLERANCE_IMAGES], simulated[:_TOLERANCE_IMAGES]
     precise = copy.deepcopy(module).double()
     try:
-        starts = range(0, len(images), 32)
-        parts = [precise(as_float(images[start : start + 32]).double()).float() for start in starts]
+        parts = [precise(as_float(batch).double()).float() for batch in torch.split(images, batch_size)]
     except RuntimeError:  # a model with float32 written into it cannot run in double precision
         return Tolerance()
     noise = compare_outputs(torch.cat(parts), simulated, output_step)

@@ -17,6 +17,7 @@ from quantinel.backends.runtime import Session, execution
 from quantinel.backends.verification import (
     compare_integers,
     compare_outputs,
+    compared_batch,
     load_onnx,
     measure_tolerance,
     simulated_logits,
@@ -44,9 +45,6 @@ from quantinel.quantization.quantized_model import QuantizedModel, quantize_near
 from quantinel.quantization.reconstruction import RoundingMethod, choose_codes
 from quantinel.quantization.scheme import QuantScheme
 from quantinel.quantization.synthetic_images import SYNTHETIC_IMAGES, synthetic_images
-
-_BATCH = 64
-"""Images per run: at 224x224, 250 of them take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -174,11 +172,11 @@ def _verify(path: Path, hardened: QuantizedModel, emitted: EmittedGraph, probe: 
     """Re-open the file: integers, operators, logits against the simulation, integer execution."""
     model = load_onnx(path)
     comparison = compare_integers(model, hardened.layers, hardened.activations)
-    simulation = hardened.simulate()
-    simulated = simulated_logits(simulation, probe.images, _BATCH)
-    tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step)
+    simulation, batch = hardened.simulate(), compared_batch(hardened.scheme)
+    simulated = simulated_logits(simulation, probe.images, batch)
+    tolerance = measure_tolerance(simulation, probe.images, simulated, hardened.output_step, batch)
     first = first_copies(probe.images)
-    logits = Session(path).logits(probe.images[first], _BATCH)
+    logits = Session(path).logits(probe.images[first], batch)
     outputs = compare_outputs(logits, simulated[first], hardened.output_step, tolerance)
     ran = execution(path, list(hardened.layers))
     return Verified(comparison, graph_check(model, emitted), outputs, ran, simulated)

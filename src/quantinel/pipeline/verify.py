@@ -11,7 +11,13 @@ from quantinel.audit import checks
 from quantinel.audit.report import Check, Verdict
 from quantinel.backends.artefact import StoredIntegers, read_integers
 from quantinel.backends.runtime import Session, execution
-from quantinel.backends.verification import compare_integers, compare_outputs, parse_onnx, read_onnx
+from quantinel.backends.verification import (
+    compare_integers,
+    compare_outputs,
+    compared_batch,
+    parse_onnx,
+    read_onnx,
+)
 from quantinel.data.copies import first_copies
 from quantinel.data.images import ImageSet
 from quantinel.errors import VerificationError
@@ -102,11 +108,11 @@ def _behaviour(
     file: bytes, stored: StoredIntegers, probe: tuple[Tensor, Tensor] | None, data: ImageSet | None
 ) -> list[Check]:
     """Run the file: answers on the probe, answers on the given images, integer execution."""
-    session = Session(file)
+    session, batch = Session(file), compared_batch(stored.scheme)
     found = []
     if probe is not None:
         images, logits = _fitting(probe, session, stored)
-        outputs = compare_outputs(session.logits(images), logits, stored.output_step, stored.tolerance)
+        outputs = compare_outputs(session.logits(images, batch), logits, stored.output_step, stored.tolerance)
         found.append(checks.outputs_check(outputs))
     else:
         reason = "the folder holds no probe, so that agreement with the audited simulation could not be tested"
@@ -118,8 +124,8 @@ def _behaviour(
                 f"the model takes images of shape {session.input_shape}, {data.name} has {data.shape}; resize them"
             )
         given = data.images[first_copies(data.images)]
-        reference = Session(file, optimise=False).logits(given)
-        outputs = compare_outputs(session.logits(given), reference, stored.output_step, stored.tolerance)
+        reference = Session(file, optimise=False).logits(given, batch)
+        outputs = compare_outputs(session.logits(given, batch), reference, stored.output_step, stored.tolerance)
         consistent = {"id": "runtime-consistent", "title": _CONSISTENT}
         found.append(checks.outputs_check(outputs).model_copy(update=consistent))
     ran = execution(file, list(stored.layers))

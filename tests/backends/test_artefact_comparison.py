@@ -286,6 +286,25 @@ def test_a_bias_that_is_not_found_is_named(graph: FloatGraph) -> None:
     assert "the bias of stem was not found in the file" in compare_model(graph, model).not_assessed
 
 
+@pytest.mark.parametrize("kernel", [1, 4])
+def test_a_convolution_of_the_logits_is_a_linear_layer_in_some_files(
+    kernel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    stem, head = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 5, kernel)
+    module = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(kernel), head, nn.Flatten()).eval()
+    graph = trace(module, SHAPE)
+    own = emitted(graph)
+    monkeypatch.setattr("quantinel.model.folding._linear_head", lambda module: None)
+    other = emitted(trace(module, SHAPE))
+    assert [node.op_type for node in other.graph.node if node.op_type in ("Conv", "Gemm")] == ["Conv", "Conv"]
+    for model in (own, other):
+        found = compare_model(graph, model, images(), [parse_scheme("int8")])
+        assert [layer.name for layer in found.layers] == ["0", "3"]
+        assert not found.not_assessed
+        assert ids(found) == {"nearest-rounding"}
+
+
 def test_renamed_layers_are_matched_by_content(graph: FloatGraph) -> None:
     model = emitted(graph)
     swap = {"first": "second", "second": "first"}

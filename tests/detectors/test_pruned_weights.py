@@ -46,6 +46,22 @@ def test_prunes_the_folded_network_as_the_pruner_prunes_the_module(name: str) ->
     torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", [1, 6])
+def test_a_convolution_of_the_logits_is_pruned_as_one(name: str, kernel: int) -> None:
+    """Its filters are rows of a matrix in the folded network."""
+    torch.manual_seed(0)
+    pool, head = nn.AdaptiveAvgPool2d(kernel), nn.Conv2d(8, 4, kernel)
+    network, scheme = nn.Sequential(nn.Conv2d(3, 8, 3), pool, head, nn.Flatten()).eval(), parse_pruning(name)
+    graph = trace(network, (3, 8, 8))
+    pruning = Pruning.of(graph, scheme)
+    assert pruning is not None
+    pictures = images().as_float()
+    with torch.no_grad():
+        expected = prune(network, scheme)(pictures)
+    torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
+
+
 class OutOfOrder(nn.Module):
     """Layers that are defined in another order than they run in, one of them called twice."""
 

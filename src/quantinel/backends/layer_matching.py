@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +43,14 @@ def match_layers(graph: FloatGraph, shipped: Sequence[ShippedLayer]) -> Matching
     renamed nor reordered operators are mistaken. A layer whose weights were replaced still finds its place, by name
     and order.
     """
+    matrices = {tuple(graph.weight(layer).shape) for layer in graph.layers if layer.kernel}
     floats: dict[tuple[int, ...], list[int]] = {}
     files: dict[tuple[int, ...], list[int]] = {}
     for index, layer in enumerate(graph.layers):
-        floats.setdefault(_form(tuple(graph.weight(layer).shape)), []).append(index)
+        floats.setdefault(_form(tuple(graph.weight(layer).shape), matrices), []).append(index)
     for index, item in enumerate(shipped):
         if not item.problem:
-            files.setdefault(_form(item.shape), []).append(index)
+            files.setdefault(_form(item.shape, matrices), []).append(index)
     chosen: dict[int, int] = {}
     for form in floats.keys() & files.keys():
         mine, theirs = floats[form], files[form]
@@ -75,8 +77,11 @@ def _falling(chosen: Mapping[int, int]) -> list[int]:
     return found
 
 
-def _form(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1x1 convolution is a linear layer to some exporters."""
+def _form(shape: tuple[int, ...], matrices: Set[tuple[int, ...]]) -> tuple[int, ...]:
+    """A 1x1 convolution is a linear layer to some exporters, as one with these matrices is here."""
+    matrix = (shape[0], math.prod(shape[1:]))
+    if matrix in matrices:
+        return matrix
     return shape[:2] if all(size == 1 for size in shape[2:]) else shape
 
 

@@ -38,8 +38,8 @@ class Pruning:
         Raises:
             UsageError: another number of rates than of layers.
         """
-        kinds = ("conv",) if scheme.method == "l1-filters" else ("conv", "linear")
-        calls = {layer.module: layer for layer in graph.defined if layer.kind in kinds}
+        filters = scheme.method == "l1-filters"
+        calls = {layer.module: layer for layer in graph.defined if layer.is_convolution or not filters}
         stored = {name: _stored(graph, layer) for name, layer in calls.items()}
         if not stored:
             return None

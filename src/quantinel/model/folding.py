@@ -3,15 +3,28 @@
 Folding must precede rounding: a BatchNorm with negative gamma flips the sign of a channel's integers, and a
 converter that folds LayerNorm later would leave the chosen grid (measured: 31 % and 48 % of the integers).
 A weight that two calls share is copied before it is folded, so that each call keeps its own normalisation.
+
+A convolution that computes the logits from the whole of its input becomes the linear layer that it is: integer
+kernels round what a convolution returns, and a linear layer leaves the logits in float.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.graph import CONVOLUTIONS, LINEAR, aten
+
+_BEHIND_LOGITS = (
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
+    aten.slice.Tensor, aten.select.int, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
+    aten.unsqueeze.default, aten.mean.dim, aten.adaptive_avg_pool2d.default, aten.avg_pool2d.default,
+    aten.softmax.int, aten.log_softmax.int,
+)  # fmt: skip
+"""What may stand between the layer that computes the logits and the output: values of one position stay as they are."""
 
 
 def fold(module: fx.GraphModule, *, batch_norm: bool = True) -> None:
@@ -28,6 +41,7 @@ def fold(module: fx.GraphModule, *, batch_norm: bool = True) -> None:
             (_fold_batch_norm if batch_norm else _note_batch_norm)(module, node)
         elif node.target is aten.layer_norm.default:
             _fold_layer_norm(module, node)
+    _linear_head(module)
     module.graph.eliminate_dead_code()
     _drop_unused_buffers(module)
     module.graph.lint()
@@ -154,3 +168,63 @@ def _fold_layer_norm(module: fx.GraphModule, node: fx.Node) -> None:
         reader.meta["layer_norm"] = str(gamma_node.meta.get("path", gamma_node.target)).removesuffix(".weight")
     epsilon = node.args[4] if len(node.args) > 4 else 1e-5
     node.args = (node.args[0], shape, None, None, epsilon)
+
+
+def _linear_head(module: fx.GraphModule) -> None:
+    """Write a convolution whose one position is the logits as a product with its kernel, as a matrix."""
+    head = _head(module)
+    if head is None:
+        return
+    source, weight_node = head.args[:2]
+    assert isinstance(source, fx.Node)
+    assert isinstance(weight_node, fx.Node)
+    weight = module.get_buffer(str(weight_node.target))
+    path = str(weight_node.meta.get("path", weight_node.target))
+    matrix = _store(module, head, f"{weight_node.target}_matrix", weight.flatten(1), path)
+    flat = _call(head, aten.flatten.using_ints, (source, 1), source.meta["val"].flatten(1))
+    value = head.meta["val"].flatten(1)
+    result = _call(head, LINEAR, (flat, matrix, _bias_argument(head)), value)
+    result.meta["kernel"] = tuple(weight.shape[2:])
+    if "batch_norm" in head.meta:
+        result.meta["batch_norm"] = head.meta["batch_norm"]
+    for _ in weight.shape[2:]:
+        value = value.unsqueeze(-1)
+        result = _call(head, aten.unsqueeze.default, (result, -1), value)
+    head.replace_all_uses_with(result)
+    module.graph.erase_node(head)
+
+
+def _call(before: fx.Node, target: Any, arguments: tuple[Any, ...], value: Tensor) -> fx.Node:
+    """A call placed before a node, with its shape record."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, arguments)
+    node.meta["val"] = value
+    return node
+
+
+def _head(module: fx.GraphModule) -> fx.Node | None:
+    """The convolution that computes the logits, if it is a linear layer of the whole of its input."""
+    node = next(item for item in reversed(module.graph.nodes) if item.op == "output").args[0]
+    while node.target in _BEHIND_LOGITS and _is_read_once(node.args[0]):
+        node = node.args[0]
+    found: fx.Node = node
+    return found if found.target in CONVOLUTIONS and _is_product(module, found) else None
+
+
+def _is_product(module: fx.GraphModule, convolution: fx.Node) -> bool:
+    """Whether each image is one product with the whole kernel, which no other call reads."""
+    source, weight_node = convolution.args[:2]
+    padding, groups = (*convolution.args[4:5], 0)[0], (*convolution.args[6:7], 1)[0]
+    padded = any(padding) if isinstance(padding, list | tuple) else padding not in (0, "valid", "same")
+    weight = _value(module, weight_node)
+    if groups != 1 or padded or weight is None or not isinstance(source, fx.Node):
+        return False
+    path = weight_node.meta.get("path")  # type: ignore[union-attr]
+    readers = [len(node.users) for node in module.graph.nodes if node.op == "get_attr" and node.meta["path"] == path]
+    whole = source.meta["val"].shape[2:] == weight.shape[2:]
+    return whole and sum(readers) == 1 and all(size == 1 for size in convolution.meta["val"].shape[2:])
+
+
+def _is_read_once(node: object) -> bool:
+    """Whether one operator reads the values of a node; others may ask for its size."""
+    return isinstance(node, fx.Node) and sum(user.target is not aten.sym_size.int for user in node.users) == 1

@@ -49,6 +49,7 @@ class Layer:
         weight: buffer that holds the weight, (O, I / groups, ...) or (O, I).
         bias: buffer that holds the bias (O,), or None.
         groups: of a grouped convolution; 1 otherwise.
+        kernel: of a convolution that folding made a linear layer; () otherwise.
     """
 
     name: str
@@ -57,6 +58,12 @@ class Layer:
     weight: str
     bias: str | None
     groups: int
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether the module has a convolution there, as kind "linear" or not."""
+        return self.kind == "conv" or bool(self.kernel)
 
     @property
     def module(self) -> str:
@@ -298,7 +305,8 @@ def find_layers(module: fx.GraphModule) -> tuple[Layer, ...]:
         seen[name] = seen.get(name, 0) + 1
         if seen[name] > 1:
             name = f"{name}#{seen[name]}"
-        found.append(Layer(name, node.name, kind, str(weight_node.target), bias, groups))
+        kernel = node.meta.get("kernel", ())
+        found.append(Layer(name, node.name, kind, str(weight_node.target), bias, groups, kernel))
     return tuple(found)
 
 

@@ -6,7 +6,10 @@ The rules reproduce what integer kernels need (specification of the quantization
 2. the output of every convolution, after its ReLU-like activation where there is one;
 3. a residual addition, at both inputs and at its output, when both inputs are quantized anyway;
 4. linear layers are quantized at their inputs only (quantizing their outputs before the bias made OpenVINO
-   deviate by several logits on transformers, and no runtime needs it).
+   deviate by several logits on transformers, and no runtime needs it);
+5. logits stay float, also where they are only moved on their way to the output: rounding them would create ties. A
+   convolution that computes them is a linear layer after folding, if it reads the whole of its input at one position;
+   any other one keeps its point, without which it would not run in integers.
 
 Operators that only move values (reshape, max pooling, zero padding) keep the grid of their input: their point
 is *tied* to the one before them, so the second rounding changes nothing.
@@ -14,6 +17,7 @@ is *tied* to the one before them, so the second rounding changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -70,7 +74,8 @@ def place(graph: FloatGraph, inputs_only: bool = False) -> Placement:
             points.update(item for item in operands if isinstance(item, fx.Node))
             points.add(_tail(node))
     output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output").args[0]
-    points.discard(output)  # logits stay float: rounding them would only create ties
+    fused = {_tail(nodes[layer.node]) for layer in graph.layers if layer.kind == "conv"}  # integers only with a point
+    points -= set(_logits(output)) - fused
     ordered = [node for node in graph.module.graph.nodes if node in points]
     ties = {}
     for node in ordered:
@@ -80,6 +85,15 @@ def place(graph: FloatGraph, inputs_only: bool = False) -> Placement:
         if source is not None:
             ties[node.name] = source.name
     return Placement(tuple(node.name for node in ordered), ties)
+
+
+def _logits(output: fx.Node) -> Iterator[fx.Node]:
+    """The output, and before it what only operators that move values read on the way there."""
+    current: fx.Node | None = output
+    while current is not None:
+        yield current
+        source = _moved_from(current)
+        current = source if source is not None and len(source.users) == 1 else None
 
 
 def _producer(layer: fx.Node) -> fx.Node:

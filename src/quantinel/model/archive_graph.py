@@ -153,6 +153,11 @@ class _GraphReader:
             hint = "export a plain image classifier, without run_decompositions()"
             if "quantized" in target:
                 hint = "the program is already quantized, export the float model"
+            if target.startswith("torch.ops.higher_order."):
+                hint = (
+                    "give the model itself instead of this file, or remove torch.no_grad(), torch.autocast and control "
+                    "flow from its forward and export it again"
+                )
             # What is no computation was put there by somebody; the rest ends as a module of the same operators does.
             attack = match is None or match[1].startswith("__") or match[1] == "from_file"
             message = f"operator {shown(target)} is not on the list of allowed operators; {hint}"

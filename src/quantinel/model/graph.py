@@ -1,6 +1,7 @@
 """From any module to one flat graph of ATen operators, BatchNorm (unless asked otherwise) and LayerNorm folded.
 
-Order, enforced here: eval -> export -> functional operators (`in_place`) -> fold -> nothing rewrites weights any more.
+Order, enforced here: eval -> export -> no regions of another mode (`modes`) -> functional operators (`in_place`) ->
+fold -> nothing rewrites weights any more.
 The export is non-strict (tracing), which gives the same graphs as strict mode for the models of the zoo,
 in a fraction of the time, and takes models that strict mode refuses.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from quantinel.errors import InputError, UnsupportedError, first_line
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.in_place import functional_module
+from quantinel.model.modes import inline_modes
 from quantinel.model.same_answers import check_any_batch, check_batches, check_same_answers, differ
 
 aten = torch.ops.aten
@@ -176,10 +178,11 @@ def _export(module: nn.Module, example: Tensor) -> fx.GraphModule:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.enable_grad():  # the same names for every caller
             warnings.simplefilter("ignore")
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
             check_any_batch(program)
+            inline_modes(program)
             return functional_module(program, example)
     except UnsupportedError:
         raise

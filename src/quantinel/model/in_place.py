@@ -26,7 +26,7 @@ def functional_module(program: ExportedProgram, example: Tensor) -> fx.GraphModu
     """The program's graph without in-place operators.
 
     Args:
-        program: exported with one image input.
+        program: exported with one image input, without regions of another mode (`modes`).
         example: images to find out with which tensors share memory.
 
     Raises:
@@ -69,13 +69,13 @@ def _check_blocks(module: fx.GraphModule) -> None:
     """Refuse writes that the graph itself does not show.
 
     Raises:
-        UnsupportedError: a block such as ``torch.no_grad()``, which is a graph of its own, overwrites a tensor; or
-            ``tensor.data`` is set, which the exporter does not follow.
+        UnsupportedError: a block such as a branch, which is a graph of its own, overwrites a tensor; or ``tensor.data``
+            is set, which the exporter does not follow.
     """
     for block in module.modules():
         for node in block.graph.nodes if isinstance(block, fx.GraphModule) else ():
             if block is not module and _overwrites(node):
-                raise _refusal(node, " inside a block such as torch.no_grad()")
+                raise _refusal(node, " inside a block that is a graph of its own")
             if node.target is aten._has_compatible_shallow_copy_type.default:
                 raise UnsupportedError(
                     f"the model sets the data of a tensor ({node.name}), which torch.export does not follow; use the "

@@ -62,9 +62,17 @@ def test_codes_do_not_depend_on_how_layers_are_scaled(
         assert other.error_chosen == pytest.approx(one.error_chosen, rel=1e-4)
 
 
-def test_methods_that_train_refuse_them(network: nn.Sequential, images: ImageSet) -> None:
-    with pytest.raises(UsageError, match=r"layer 0 are of a size that no trained network has .*choose a method"):
-        chosen(rescaled(network, 83), images, EFRAPReleased(iterations=2))
+@pytest.mark.parametrize(("exponent", "layer"), [(83, 0), (-83, 2)])
+def test_methods_that_train_refuse_them(network: nn.Sequential, exponent: int, layer: int, images: ImageSet) -> None:
+    with pytest.raises(UsageError, match=rf"layer {layer} are larger than those of any .*choose a method"):
+        chosen(rescaled(network, exponent), images, EFRAPReleased(iterations=2))
+
+
+def test_branches_that_decayed_to_nothing_are_no_reason_to_refuse(network: nn.Sequential, images: ImageSet) -> None:
+    decayed = copy.deepcopy(network)
+    with torch.no_grad():
+        decayed[2].weight.mul_(1e-20)  # type: ignore[operator]
+    chosen(decayed, images, EFRAPReleased(iterations=2))
 
 
 def test_units_are_powers_of_two_of_sizes_that_need_one() -> None:

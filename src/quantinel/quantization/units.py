@@ -35,10 +35,6 @@ class Units:
         """Of one layer: its weight, and what it receives."""
         return cls(unit(weight), unit(*inputs))
 
-    def ordinary(self) -> bool:
-        """Whether nothing is scaled."""
-        return self.weight == 1 and self.inputs == 1
-
 
 def unit(*values: Tensor) -> float:
     """The power of two that brings the largest magnitude of values near 1; 1 for ordinary ones and for zeros."""

@@ -142,10 +142,8 @@ class Walk:
         """Second moments of what a layer receives in the quantized network and of what it should receive."""
         source, other = source_of(node), self._connection(node)
         per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
-        received, wanted = (
-            self._joined([lane.quantized[source] for lane in self.lanes]),
-            self._joined(self._wanted(source)),
-        )
+        received = self._joined([lane.quantized[source] for lane in self.lanes])
+        wanted = self._joined(self._wanted(source))
         units = Units.of(weight, received, wanted)
         shared, received = wanted is received, times(received, units.inputs)
         rounding_error = self.nearest.layers[layer.name].weight() - weight if self.leans else None
@@ -222,23 +220,15 @@ class Walk:
         if node is not None and self.method.needs != "weights":
             statistics, units = self._statistics(layer, node, weight)
             if self.method.needs in ("activations", "batch-norm"):
-                _require_ordinary(units, self.method.name, layer.name)
+                _refuse_large(units, self.method.name, layer.name)
                 chain = layer_chain(self.graph, layer, node, self.lanes[0], self._quantizer)
         batch_norm = self.graph.batch_norms.get(layer.name) if self.method.needs == "batch-norm" else None
         scaled, scale = times(weight, units.weight), times(quantized.scale, units.weight)
         cell = rounding_cell(scaled, scale, self.calibration.scheme)
         problem = LayerProblem(
-            layer,
-            scaled,
-            scale,
-            cell,
-            self.calibration.scheme,
-            len(self.codes),
-            statistics,
-            chain,
-            batch_norm,
+            layer, scaled, scale, cell, self.calibration.scheme, len(self.codes), statistics, chain, batch_norm,
             self.seed,
-        )
+        )  # fmt: skip
         codes = self.method.choose(problem)
         _check_codes(codes, weight, self.method.name, layer.name)
         self.codes[layer.name] = codes
@@ -262,17 +252,17 @@ class Walk:
             self.progress("round", len(self.codes), len(self.graph.layers))
 
 
-def _require_ordinary(units: Units, method: str, layer: str) -> None:
-    """Methods that train see weights and inputs as they are.
+def _refuse_large(units: Units, method: str, layer: str) -> None:
+    """Methods that train see weights and inputs as they are. Small ones are those of branches that decayed to nothing.
 
     Raises:
-        UsageError: the layer's are too large or too small for that.
+        UsageError: the layer's are too large for that.
     """
-    if not units.ordinary():
+    if min(units.weight, units.inputs) < 1:
         raise UsageError(
-            f"the weights or inputs of layer {layer} are of a size that no trained network has (ordinary if divided by "
-            f"{1 / units.weight:.0e} and {1 / units.inputs:.0e}), so that {method} cannot train its roundings; choose "
-            "a method of second moments, such as invariant"
+            f"the weights or inputs of layer {layer} are larger than those of any trained network (about "
+            f"{1 / units.weight:.0e} and {1 / units.inputs:.0e} times ordinary ones), so that {method} cannot train "
+            "its roundings; choose a method of second moments, such as invariant"
         )
 
 

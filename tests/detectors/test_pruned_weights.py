@@ -34,16 +34,20 @@ def images() -> ImageSet:
     return ImageSet(pixels, None, "noise")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_prunes_the_folded_network_as_the_pruner_prunes_the_module(name: str) -> None:
-    network, scheme = module(), parse_pruning(name)
-    graph = trace(network, (3, 8, 8))
+def require_pruned_alike(network: nn.Module, name: str) -> None:
+    """The folded network with the detector's weights answers like the module that the pruner pruned."""
+    scheme, graph = parse_pruning(name), trace(network, (3, 8, 8))
     pruning = Pruning.of(graph, scheme)
     assert pruning is not None
     pictures = images().as_float()
     with torch.no_grad():
         expected = prune(network, scheme)(pictures)
     torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prunes_the_folded_network_as_the_pruner_prunes_the_module(name: str) -> None:
+    require_pruned_alike(module(), name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,14 +56,7 @@ def test_a_convolution_of_the_logits_is_pruned_as_one(name: str, kernel: int) ->
     """Its filters are rows of a matrix in the folded network."""
     torch.manual_seed(0)
     pool, head = nn.AdaptiveAvgPool2d(kernel), nn.Conv2d(8, 4, kernel)
-    network, scheme = nn.Sequential(nn.Conv2d(3, 8, 3), pool, head, nn.Flatten()).eval(), parse_pruning(name)
-    graph = trace(network, (3, 8, 8))
-    pruning = Pruning.of(graph, scheme)
-    assert pruning is not None
-    pictures = images().as_float()
-    with torch.no_grad():
-        expected = prune(network, scheme)(pictures)
-    torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
+    require_pruned_alike(nn.Sequential(nn.Conv2d(3, 8, 3), pool, head, nn.Flatten()).eval(), name)
 
 
 class OutOfOrder(nn.Module):
@@ -84,16 +81,10 @@ class OutOfOrder(nn.Module):
 def test_rates_belong_to_the_layers_of_the_pruner(name: str) -> None:
     """Regression: rates were given out in the order of execution, and a weight that two calls share was two layers."""
     torch.manual_seed(0)
-    network, scheme = OutOfOrder().eval(), parse_pruning(name)
+    network = OutOfOrder().eval()
     for norm, scale in zip(network.norms, (0.5, 2.0), strict=True):
         nn.init.constant_(norm.weight, scale)  # type: ignore[arg-type]
-    graph = trace(network, (3, 8, 8))
-    pruning = Pruning.of(graph, scheme)
-    assert pruning is not None
-    pictures = images().as_float()
-    with torch.no_grad():
-        expected = prune(network, scheme)(pictures)
-    torch.testing.assert_close(answers(graph, pictures, pruning.weights()), expected, rtol=1e-4, atol=1e-4)
+    require_pruned_alike(network, name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,13 +10,12 @@ kernels round what a convolution returns, and a linear layer leaves the logits i
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
 from quantinel.model.batch_norm import FoldedBatchNorm
 from quantinel.model.graph import CONVOLUTIONS, LINEAR, aten
+from quantinel.model.plain_operators import call_before
 
 _BEHIND_LOGITS = (
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
@@ -181,25 +180,16 @@ def _linear_head(module: fx.GraphModule) -> None:
     weight = module.get_buffer(str(weight_node.target))
     path = str(weight_node.meta.get("path", weight_node.target))
     matrix = _store(module, head, f"{weight_node.target}_matrix", weight.flatten(1), path)
-    flat = _call(head, aten.flatten.using_ints, (source, 1), source.meta["val"].flatten(1))
-    value = head.meta["val"].flatten(1)
-    result = _call(head, LINEAR, (flat, matrix, _bias_argument(head)), value)
+    flat = call_before(head, aten.flatten.using_ints, source, 1)
+    bias, value = _bias_argument(head), head.meta["val"].flatten(1)
+    result = call_before(head, LINEAR, flat, matrix, bias, value=value)
     result.meta["kernel"] = tuple(weight.shape[2:])
     if "batch_norm" in head.meta:
         result.meta["batch_norm"] = head.meta["batch_norm"]
     for _ in weight.shape[2:]:
-        value = value.unsqueeze(-1)
-        result = _call(head, aten.unsqueeze.default, (result, -1), value)
+        result = call_before(head, aten.unsqueeze.default, result, -1)
     head.replace_all_uses_with(result)
     module.graph.erase_node(head)
-
-
-def _call(before: fx.Node, target: Any, arguments: tuple[Any, ...], value: Tensor) -> fx.Node:
-    """A call placed before a node, with its shape record."""
-    with before.graph.inserting_before(before):
-        node = before.graph.call_function(target, arguments)
-    node.meta["val"] = value
-    return node
 
 
 def _head(module: fx.GraphModule) -> fx.Node | None:

@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 
@@ -29,11 +29,13 @@ def plain_operators(module: fx.GraphModule) -> None:
             _select_scatter(node)
 
 
-def _call(before: fx.Node, target: Any, *arguments: Any) -> fx.Node:
-    """A call placed before a node, with its shape record."""
+def call_before(before: fx.Node, target: Any, *arguments: Any, value: Tensor | None = None) -> fx.Node:
+    """A call placed before a node, with its shape record: ``value`` where an argument has none."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, arguments)
-    node.meta["val"] = target(*fx.node.map_arg(arguments, lambda source: source.meta["val"]))
+    if value is None:
+        value = target(*fx.node.map_arg(arguments, lambda source: source.meta["val"]))
+    node.meta["val"] = value
     return node
 
 
@@ -66,7 +68,7 @@ def _copy(node: fx.Node) -> None:
     if str(old_value.shape) == str(new_value.shape):  # as text: comparing free sizes would fix them
         _replace(node, new)
     else:
-        _replace(node, _call(node, aten.expand_as.default, new, old))
+        _replace(node, call_before(node, aten.expand_as.default, new, old))
 
 
 def _slice_scatter(node: fx.Node) -> None:
@@ -86,7 +88,7 @@ def _select_scatter(node: fx.Node) -> None:
     size = old.meta["val"].shape[dim]  # type: ignore[union-attr]
     if isinstance(index, int) and isinstance(size, int):
         start = index % size
-        _concatenate(node, old, _call(node, aten.unsqueeze.default, new, dim), dim, start, start + 1)
+        _concatenate(node, old, call_before(node, aten.unsqueeze.default, new, dim), dim, start, start + 1)
 
 
 def _concatenate(node: fx.Node, old: Any, new: Any, dim: Any, start: Any, end: Any) -> None:
@@ -97,7 +99,7 @@ def _concatenate(node: fx.Node, old: Any, new: Any, dim: Any, start: Any, end: A
     start, end, _ = slice(start, end).indices(size)
     parts = [new]
     if start > 0:
-        parts.insert(0, _call(node, aten.slice.Tensor, old, dim, 0, start))
+        parts.insert(0, call_before(node, aten.slice.Tensor, old, dim, 0, start))
     if end < size:
-        parts.append(_call(node, aten.slice.Tensor, old, dim, end, size))
-    _replace(node, new if len(parts) == 1 else _call(node, aten.cat.default, parts, dim))
+        parts.append(call_before(node, aten.slice.Tensor, old, dim, end, size))
+    _replace(node, new if len(parts) == 1 else call_before(node, aten.cat.default, parts, dim))

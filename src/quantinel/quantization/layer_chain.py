@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from quantinel.model.graph import FloatGraph, Layer, aten
-from quantinel.quantization.layer_problem import Chain
+from quantinel.quantization.layer_problem import Chain, unchanged
 from quantinel.quantization.nodes import Lane, call, channel_dimension, only_reader, source_of
-from quantinel.quantization.placement import is_rectifier
+from quantinel.quantization.placement import tail
 
 Quantizer = Callable[[Tensor], Tensor]
 
@@ -50,25 +50,16 @@ def layer_chain(
         targets=follow(output),
         layer=outputs,
         channel_dimension=channel_dimension(layer, output),
-        quantize_layer=(quantizer(node.name) if behind else None) or _unchanged,
+        quantize_layer=(quantizer(node.name) if behind else None) or unchanged,
         follow=follow,
-        quantize=quantizer((behind[-1] if behind else node).name) or _unchanged,
+        quantize=quantizer((behind[-1] if behind else node).name) or unchanged,
     )
-
-
-def _unchanged(value: Tensor) -> Tensor:
-    return value
 
 
 def _behind(node: fx.Node) -> list[fx.Node]:
     """BatchNorm left in place and a rectifier, where each is the only reader of what is before it."""
-    found: list[fx.Node] = []
-    for belongs in (_is_batch_norm, is_rectifier):
-        reader = only_reader(found[-1] if found else node)
-        if reader is not None and belongs(reader):
-            found.append(reader)
-    return found
-
-
-def _is_batch_norm(node: fx.Node) -> bool:
-    return node.target is aten.batch_norm.default
+    reader = only_reader(node)
+    found = [reader] if reader is not None and reader.target is aten.batch_norm.default else []
+    last = found[-1] if found else node
+    rectifier = tail(last)
+    return found if rectifier is last else [*found, rectifier]

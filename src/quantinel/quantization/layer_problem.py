@@ -23,7 +23,7 @@ moments of every layer's inputs, "activations" their values and a forward functi
 know of the layers before them."""
 
 
-def _unchanged(value: Tensor) -> Tensor:
+def unchanged(value: Tensor) -> Tensor:
     return value
 
 
@@ -48,9 +48,9 @@ class Chain:
     targets: Tensor
     layer: Callable[[Tensor, Tensor], Tensor]
     channel_dimension: int
-    follow: Callable[[Tensor], Tensor] = _unchanged
-    quantize_layer: Callable[[Tensor], Tensor] = _unchanged
-    quantize: Callable[[Tensor], Tensor] = _unchanged
+    follow: Callable[[Tensor], Tensor] = unchanged
+    quantize_layer: Callable[[Tensor], Tensor] = unchanged
+    quantize: Callable[[Tensor], Tensor] = unchanged
 
     def forward(self, inputs: Tensor, weight: Tensor) -> Tensor:
         """Outputs of the quantized chain."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from quantinel.model.graph import CONVOLUTIONS, FloatGraph, aten
+from quantinel.quantization.nodes import only_reader, source_of
 
 _MOVES = (
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.permute.default, aten.transpose.int,
@@ -63,18 +64,18 @@ def place(graph: FloatGraph, inputs_only: bool = False) -> Placement:
     points: set[fx.Node] = set()
     for layer in graph.layers:
         node = nodes[layer.node]
-        points.add(_producer(node))
+        points.add(source_of(node))
         if node.target in CONVOLUTIONS and not inputs_only:
-            points.add(_tail(node))
+            points.add(tail(node))
     for node in (
         () if inputs_only else graph.module.graph.nodes
     ):  # in execution order: an addition may feed the next one
         operands = node.args[:2] if node.op == "call_function" and node.target in _ADDITIONS else ()
         if len(operands) == 2 and all(isinstance(item, fx.Node) and _on_grid(item, points) for item in operands):
             points.update(item for item in operands if isinstance(item, fx.Node))
-            points.add(_tail(node))
+            points.add(tail(node))
     output = next(node for node in reversed(graph.module.graph.nodes) if node.op == "output").args[0]
-    fused = {_tail(nodes[layer.node]) for layer in graph.layers if layer.kind == "conv"}  # integers only with a point
+    fused = {tail(nodes[layer.node]) for layer in graph.layers if layer.kind == "conv"}  # integers only with a point
     points -= set(_logits(output)) - fused
     ordered = [node for node in graph.module.graph.nodes if node in points]
     ties = {}
@@ -96,19 +97,10 @@ def _logits(output: fx.Node) -> Iterator[fx.Node]:
         current = source if source is not None and len(source.users) == 1 else None
 
 
-def _producer(layer: fx.Node) -> fx.Node:
-    source = layer.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
-def _tail(node: fx.Node) -> fx.Node:
+def tail(node: fx.Node) -> fx.Node:
     """The ReLU-like activation that is the only reader of ``node``, or the node itself."""
-    if len(node.users) == 1:
-        reader = next(iter(node.users))
-        if is_rectifier(reader):
-            return reader
-    return node
+    reader = only_reader(node)
+    return reader if reader is not None and is_rectifier(reader) else node
 
 
 def is_rectifier(node: fx.Node) -> bool:

@@ -144,8 +144,9 @@ class Walk:
         per_lane = max(_POSITIONS, _POSITIONS_PER_INPUT * weight[0].numel())
         received = self._joined([lane.quantized[source] for lane in self.lanes])
         wanted = self._joined(self._wanted(source))
-        units = Units.of(weight, received, wanted)
-        shared, received = wanted is received, times(received, units.inputs)
+        shared = wanted is received
+        units = Units.of(weight, received) if shared else Units.of(weight, received, wanted)
+        received = times(received, units.inputs)
         rounding_error = self.nearest.layers[layer.name].weight() - weight if self.leans else None
         statistics = input_statistics(
             layer,
